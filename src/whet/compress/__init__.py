@@ -1,0 +1,1 @@
+"""Floor 2: everything that changes a model. Needs the packages of ``pip install whet[compress]``."""

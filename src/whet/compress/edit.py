@@ -1,0 +1,117 @@
+"""Adding to an ONNX graph: constants that are stored once, nodes with short names, tensors that change their readers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from whet.compress.grid import Array, Grid
+
+_NARROW = {"int4": ml_dtypes.int4, "uint4": ml_dtypes.uint4, "int2": ml_dtypes.int2, "uint2": ml_dtypes.uint2}
+
+
+class Editor:
+    """Edits one graph. Names are short, since on a small model they weigh as much as the weights; equal constants are one.
+
+    ``close`` sorts the graph and must be the last call.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self._constants: dict[str, ir.Value] = {}
+        self._taken = _names(graph)
+        self._number = 0
+
+    def constant(self, numbers: Array, dtype: str = "") -> ir.Value:
+        """An initializer; ``dtype`` (an ONNX name such as "int4") where numpy's own says it not exactly."""
+        numbers = np.asarray(numbers, order="C")  # ascontiguousarray would make a scalar a vector
+        dtype = dtype or numbers.dtype.name
+        key = f"{dtype}{numbers.shape}{hashlib.sha256(numbers.tobytes()).hexdigest()}"
+        if key not in self._constants:
+            stored = numbers.astype(_NARROW.get(dtype, dtype))
+            value = ir.val(self._name("c"), const_value=ir.tensor(stored, dtype=ir.DataType[_ir_name(dtype)]))
+            value.const_value.name = value.name  # type: ignore[union-attr]
+            self.graph.register_initializer(value)
+            self._constants[key] = value
+        return self._constants[key]
+
+    def node(self, op: str, inputs: Sequence[ir.Value | None], *, domain: str = "", name: str = "",
+             attributes: Mapping[str, Any] | None = None, like: ir.Value | None = None, dtype: ir.DataType | None = None) -> ir.Value:
+        """A new node with one output; the output has the shape of ``like`` and the type ``dtype`` where they are given."""
+        made = ir.node(op, list(inputs), dict(attributes or {}), domain=domain, name=name or self._name("n"))
+        out = made.outputs[0]
+        out.name = self._name("t")
+        if like is not None:
+            out.shape = like.shape
+        if dtype is not None:
+            out.dtype = dtype
+        self.graph.append(made)
+        return out
+
+    def quantise(self, value: ir.Value, grid: Grid) -> ir.Value:
+        """value -> QuantizeLinear, one grid for the whole tensor."""
+        return self.node("QuantizeLinear", self._with_grid(value, grid), like=value, dtype=ir.DataType[grid.dtype.upper()])
+
+    def dequantise(self, codes: ir.Value, grid: Grid) -> ir.Value:
+        """codes -> DequantizeLinear -> float32; per tensor, per channel, or per block of an axis."""
+        attributes: dict[str, Any] = {}
+        if grid.axis is not None:
+            attributes["axis"] = grid.axis
+        if grid.block:
+            attributes["block_size"] = grid.block
+        return self.node("DequantizeLinear", self._with_grid(codes, grid), attributes=attributes, like=codes, dtype=ir.DataType.FLOAT)
+
+    def redirect(self, value: ir.Value, replacement: ir.Value, readers: Iterable[ir.Node] | None = None) -> None:
+        """Let the readers of ``value`` (all, or those given) read ``replacement`` instead."""
+        chosen = None if readers is None else set(readers)
+        for node, index in list(value.uses()):
+            if node is not replacement.producer() and (chosen is None or node in chosen):
+                node.replace_input_with(index, replacement)
+
+    def take_output(self, value: ir.Value, replacement: ir.Value) -> None:
+        """Where ``value`` is an output of the graph, let ``replacement`` be it, under the same name."""
+        for index, output in enumerate(self.graph.outputs):
+            if output is value:
+                name, shape, kind = value.name, value.shape, value.type
+                value.name = self._name("t")
+                replacement.name, replacement.shape, replacement.type = name, shape, kind
+                self.graph.outputs[index] = replacement
+
+    def remove(self, node: ir.Node) -> None:
+        """Take away a node whose output nobody reads any more."""
+        self.graph.remove(node, safe=True)
+
+    def close(self) -> None:
+        """Sort the nodes and drop what nobody reads."""
+        self.graph.sort()
+        for name, value in list(self.graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                del self.graph.initializers[name]
+
+    def _with_grid(self, value: ir.Value, grid: Grid) -> list[ir.Value]:
+        zero = np.asarray(grid.zero_point, np.int32)
+        return [value, self.constant(np.asarray(grid.scale, np.float32)), self.constant(zero, grid.dtype)]
+
+    def _name(self, prefix: str) -> str:
+        while (name := f"{prefix}{self._number}") in self._taken:
+            self._number += 1
+        self._number += 1
+        self._taken.add(name)
+        return name
+
+
+def _names(graph: ir.Graph) -> set[str]:
+    values = {value.name for node in graph.all_nodes() for value in node.outputs}
+    nodes = {node.name for node in graph.all_nodes()}
+    # Names of subgraphs share the scope, so theirs are taken too.
+    own = {value.name for value in (*graph.inputs, *graph.initializers.values())}
+    return {name for name in values | nodes | own if name}
+
+
+def _ir_name(dtype: str) -> str:
+    return {"float32": "FLOAT", "float64": "DOUBLE"}.get(dtype, dtype.upper())

@@ -1,0 +1,228 @@
+"""The graph body: an ONNX model in memory that lists its layers, gives out statistics, and takes changed layers back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import onnx
+import onnx_ir as ir
+
+from whet.compress.edit import Editor
+from whet.compress.fold import fold
+from whet.compress.grid import Array, Quantised
+from whet.compress.put.dynamic import put_dynamic
+from whet.compress.put.half import put_half
+from whet.compress.put.integer import put_integer
+from whet.compress.put.sites import Site, sites
+from whet.compress.put.storage import FOLD_AT_LOAD, put_float16, put_weight
+from whet.compress.statistics import Statistics
+from whet.compress.technique import Change, LayerView
+from whet.compress.slim import drop_annotations, shorten_names
+from whet.compress.weights import Slot, array, constant, rows_first, slots
+from whet.core.artifact import TensorSpec
+from whet.core.document import FrozenMap
+from whet.core.errors import Refused
+from whet.core.inventory import Layer
+from whet.core.target import Target
+
+LARGE_BYTES = 1 << 30
+# Per-channel DequantizeLinear came with opset 13, int4 and blocks with 21 (ONNX operator changelog).
+_PER_CHANNEL_OPSET, _BLOCK_OPSET = 13, 21
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a selector of a recipe matches: a node's name and operator."""
+
+    name: str
+    op: str
+
+
+@dataclass(frozen=True, eq=False)
+class GraphModel:
+    """An ONNX model. Immutable by convention: whatever changes it gives a new one.
+
+    ir: the graph; every node has a name of its own. session_options: what the runtime must be told to compute what was meant.
+    origin: where it came from, for messages and reports.
+    """
+
+    ir: ir.Model
+    session_options: Mapping[str, str] = field(default_factory=FrozenMap)
+    origin: str = "model"
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """All operators of the main graph, in the order of execution."""
+        return tuple(Node(node.name or "", node.op_type) for node in self.ir.graph)
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs that must be fed."""
+        return tuple(_spec(value) for value in self.ir.graph.inputs if not value.is_initializer())
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        return tuple(_spec(value) for value in self.ir.graph.outputs)
+
+    @cached_property
+    def is_large(self) -> bool:
+        """Whether it is written as more than one file: protobuf ends at 2 GB, and half of that is already slow to copy."""
+        return _weight_bytes(self.ir) > LARGE_BYTES
+
+    @cached_property
+    def content(self) -> bytes:
+        """The model as one ONNX file. Raises Refused where it is too large for one (2 GB); such a model is saved, not passed on."""
+        try:
+            return _in_memory(self.ir).SerializeToString(deterministic=True)
+        except Exception as error:  # protobuf raises EncodeError or ValueError, by implementation
+            raise Refused("write the model as one file", found=str(error), do="save it to a folder; its weights then lie in a file beside it") from error
+
+    @property
+    def fixed_batch(self) -> int | None:
+        """The size of the first dimension of the first input with dimensions, where it is fixed."""
+        for spec in self.inputs:
+            if spec.shape:
+                return spec.shape[0] if isinstance(spec.shape[0], int) else None
+        return None
+
+    def copied(self) -> GraphModel:
+        """A copy whose graph may be edited; the tensors are shared."""
+        return replace(self, ir=self.ir.clone())
+
+    def folded(self) -> GraphModel:
+        """The same function with batch norms and biases folded, at an opset that has the operators techniques need."""
+        model = self.copied()
+        _raise_opset(model.ir, _PER_CHANNEL_OPSET)
+        fold(model.ir)
+        shorten_names(model.ir)
+        return model
+
+    def integer_sites(self, names: Sequence[str], target: Target) -> dict[str, Site]:
+        """The operators among ``names`` that will compute in integers together on ``target``."""
+        return sites(self.ir.graph, names, target)
+
+    def plain_layers(self) -> tuple[Layer, ...]:
+        """Every operator as a technique's ``foresee`` wants it: name, operator and the shape of its weights; no activations."""
+        return tuple(_plain_layer(node) for node in self.ir.graph)
+
+    def bare_view(self, name: str) -> LayerView:
+        """The view of an operator without weights."""
+        (node,) = (node for node in self.ir.graph if node.name == name)
+        return LayerView(name, node.op_type)
+
+    def views(self, names: Sequence[str]) -> dict[str, dict[Slot, LayerView]]:
+        """For each layer of ``names`` that has weights: a view a weight, by its slot."""
+        wanted = set(names)
+        return {node.name or "": {slot: _view(node, slot) for slot in slots(node)} for node in self.ir.graph
+                if node.name in wanted and slots(node)}
+
+    def with_weights(self, changes: Mapping[str, Mapping[Slot, Change]], target: Target,
+                     computing: Mapping[str, Change]) -> GraphModel:
+        """Changed weights put back, by layer and slot; ``computing``: changes of operators that have no weights."""
+        model = self.copied()
+        every = [change for found in changes.values() for change in found.values()]
+        if any(isinstance(change.weight, Quantised) and (change.weight.grid.block or change.weight.grid.bits < 8) for change in every):
+            _raise_opset(model.ir, _BLOCK_OPSET)
+        editor = Editor(model.ir.graph)
+        nodes = {node.name: node for node in model.ir.graph}
+        options = dict(self.session_options)
+        halves = [name for name, found in changes.items() if any(c.compute == "float16" for c in found.values())]
+        halves += [name for name, change in computing.items() if change.compute == "float16"]
+        put_half([nodes[name] for name in halves], editor)
+        for name, found in changes.items():
+            kinds = {change.compute for change in found.values()}
+            if kinds == {"dynamic"}:
+                put_dynamic(nodes[name], {slot: change.weight for slot, change in found.items()}, editor)  # type: ignore[misc]
+            elif kinds == {"float32"} and _put_stored(nodes[name], found, target, editor):
+                options.update(FOLD_AT_LOAD)
+        editor.close()
+        return replace(model, session_options=FrozenMap(options))
+
+    def with_integers(self, found: Mapping[str, Site], changes: Mapping[str, Change], target: Target) -> GraphModel:
+        """Sites computing in integers; ``found`` must come from ``integer_sites`` of this very model, which is used up."""
+        editor = Editor(self.ir.graph)
+        put_integer(found, changes, target, editor)
+        editor.close()
+        # An integer kernel needs its DequantizeLinear at run time, so weights stored beside it can no longer be folded at load.
+        options = {name: value for name, value in self.session_options.items() if name not in FOLD_AT_LOAD}
+        return replace(self, session_options=FrozenMap(options))
+
+    def site_view(self, site: Site, statistics: Mapping[str, Statistics]) -> LayerView:
+        """The view of an operator that is to compute in integers."""
+        node = site.node
+        found = slots(node)
+        weight, bias = (_weight_and_bias(node, found[0]) if found else (None, None))
+        output = None if site.output is None else statistics[site.output.name or ""]
+        return LayerView(node.name or "", node.op_type, weight, bias, tuple(statistics[value.name or ""] for value in site.tensors), output)
+
+    def slimmed(self) -> GraphModel:
+        """The model as it ships: without documentation, exporter metadata and the shapes of inner tensors."""
+        model = self.copied()
+        drop_annotations(model.ir)
+        return model
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the model as ``path``; weights go to ``path``.data where one file cannot hold them."""
+        if self.is_large:
+            ir.save(self.ir, path, external_data=os.path.basename(path) + ".data")
+        else:
+            with open(path, "wb") as file:
+                file.write(self.content)
+
+
+def _plain_layer(node: ir.Node) -> Layer:
+    found = slots(node)
+    shapes = [node.inputs[slot.index].const_value.shape for slot in found]  # type: ignore[union-attr]
+    shape = tuple(int(dim) for dim in shapes[0]) if shapes else ()
+    return Layer(node.name or "", node.op_type, weight_shape=shape, weight_dtype="float32" if found else "")
+
+
+def _put_stored(node: ir.Node, found: Mapping[Slot, Change], target: Target, editor: Editor) -> bool:
+    fold_at_load = False
+    for slot, change in found.items():
+        if isinstance(change.weight, Quantised):
+            fold_at_load |= put_weight(node, slot, change, target, editor)
+        elif change.weight is not None:
+            put_float16(node, slot, change.weight, editor)
+    return fold_at_load
+
+
+def _view(node: ir.Node, slot: Slot) -> LayerView:
+    weight, bias = _weight_and_bias(node, slot)
+    return LayerView(node.name or "", node.op_type, weight, bias)
+
+
+def _weight_and_bias(node: ir.Node, slot: Slot) -> tuple[Array, Array | None]:
+    index, bias = slot.index, constant(node, slot.bias)
+    return rows_first(array(node.inputs[index]), slot), None if bias is None else array(bias).ravel()  # type: ignore[arg-type]
+
+
+def _spec(value: ir.Value) -> TensorSpec:
+    dims = () if value.shape is None else tuple(dim if isinstance(dim, int) else str(dim.value or "?") for dim in value.shape)
+    return TensorSpec(value.name or "", value.dtype.numpy().name if value.dtype is not None else "?", dims)
+
+
+def _in_memory(model: ir.Model) -> onnx.ModelProto:
+    """The model as one message; tensors that lie in other files are read into it."""
+    external = any(isinstance(value.const_value, ir.ExternalTensor) for value in model.graph.initializers.values())
+    return ir.serde.serialize_model(ir.external_data.load_to_model(model.clone()) if external else model)
+
+
+def _weight_bytes(model: ir.Model) -> int:
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+
+
+def _raise_opset(model: ir.Model, version: int) -> None:
+    """Convert to at least that opset. Raises Refused where onnx's converters cannot."""
+    current = model.opset_imports.get("", version)
+    if current >= version:
+        return
+    from onnxscript import version_converter
+
+    try:
+        version_converter.convert_version(model, version, fallback=True)
+    except Exception as error:
+        raise Refused(f"convert the model from opset {current} to {version}", found=str(error), do="export it again with a newer opset") from error

@@ -1,0 +1,176 @@
+"""The only file that rounds. A grid is a set of equally spaced numbers; quantising is finding the nearest one.
+
+    codes = clip(round(x / scale) + zero_point, lowest, highest)        x' = (codes - zero_point) * scale
+
+Rounding is half to even, as in ONNX's QuantizeLinear (operator specification, opset 10 and later), in float32, so that what is
+simulated here and what onnxruntime computes are the same numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from whet.core.errors import Refused
+
+Array = NDArray[np.generic]
+Floats = NDArray[np.float32]
+
+# Below this a scale would be a subnormal number, which runtimes flush to zero; a range that small holds no information.
+SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where the numbers of a tensor may lie.
+
+    bits: 2 to 16. signed: codes from -2**(bits-1), else from 0.
+    scale: float32, zero_point: int32, of one shape: () for a whole tensor; [C] along ``axis`` for one per channel;
+    with ``block`` > 0, the shape of the tensor itself with ``axis`` divided by ``block`` (rounded up): one per block.
+    """
+
+    bits: int
+    signed: bool
+    scale: Floats
+    zero_point: NDArray[np.int32]
+    axis: int | None = None
+    block: int = 0
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 16:
+            raise Refused(f"make a grid of {self.bits} bits", do="use 2 to 16 bits")
+        if not np.all(np.isfinite(self.scale)) or np.any(self.scale <= 0):
+            raise Refused("make a grid", found="a scale that is not a positive number", do="check weights and data for NaN or infinity")
+
+    @property
+    def lowest(self) -> int:
+        return -(1 << (self.bits - 1)) if self.signed else 0
+
+    @property
+    def highest(self) -> int:
+        return (1 << (self.bits - 1)) - 1 if self.signed else (1 << self.bits) - 1
+
+    @property
+    def dtype(self) -> str:
+        """The ONNX name of the narrowest integer type that holds the codes: "int4", "uint8", ..."""
+        width = next(width for width in (2, 4, 8, 16) if width >= self.bits)
+        return f"{'' if self.signed else 'u'}int{width}"
+
+
+@dataclass(frozen=True, eq=False)
+class Quantised:
+    """Codes (int8, uint8, int16 or uint16 in numpy, one a number however few bits they use) on their grid."""
+
+    codes: Array
+    grid: Grid
+
+    @property
+    def values(self) -> Floats:
+        """The numbers that the codes stand for, float32, same shape."""
+        return dequantise(self.codes, self.grid)
+
+
+def from_range(low: Array | float, high: Array | float, *, bits: int, signed: bool, symmetric: bool,
+               narrow: bool | None = None) -> tuple[Floats, NDArray[np.int32]]:
+    """Scale and zero point so that ``low``..``high`` (any shape, widened to hold 0) fits the grid.
+
+    symmetric: zero point in the middle (0 if signed). narrow: leave the lowest signed code out, so that the codes are as many
+    below zero as above (Nagel et al. 2021, "A White Paper on Neural Network Quantization", section 2.2); default: as symmetric.
+    A range of no width gets scale 1, whose only used code is the zero point, so constants of 0 stay exact.
+    """
+    low32 = np.minimum(np.asarray(low, np.float64), 0.0)
+    high32 = np.maximum(np.asarray(high, np.float64), 0.0)
+    lowest = -(1 << (bits - 1)) if signed else 0
+    highest = lowest + (1 << bits) - 1
+    if symmetric:
+        middle = 0 if signed else 1 << (bits - 1)
+        widest = np.maximum(-low32, high32)
+        # narrow: +-127 of int8. Wide: the whole of -128..127, where only the positive end limits.
+        steps = (highest - middle) if (narrow or narrow is None) else (highest - middle + 1)
+        scale = _positive(widest / steps)
+        return scale, np.full(scale.shape, middle, np.int32)
+    scale = _positive((high32 - low32) / (highest - lowest))
+    zero = np.rint(lowest - low32 / scale)
+    return scale, np.clip(zero, lowest, highest).astype(np.int32)
+
+
+def weight_grid(weight: Array, *, bits: int, symmetric: bool = True, axis: int | None = None, block: int = 0) -> Grid:
+    """The min-max grid of a weight: one range for all, per channel of ``axis``, or per block of ``block`` along ``axis``.
+
+    Signed where symmetric, else unsigned, as onnxruntime's kernels want it. Raises Refused on NaN or infinity.
+    """
+    if not np.all(np.isfinite(weight)):
+        raise Refused("quantise a weight", found="NaN or infinity in it", do="repair or retrain the model")
+    low, high = _extremes(weight, axis, block)
+    scale, zero = from_range(low, high, bits=bits, signed=symmetric, symmetric=symmetric)
+    return Grid(bits, symmetric, scale, zero, axis, block)
+
+
+def quantise(values: Array, grid: Grid) -> Quantised:
+    """Each value to the code of the nearest point of the grid; ties to even codes, values outside to the ends."""
+    scale, zero = _spread(grid, values.shape)
+    codes = np.rint(np.asarray(values, np.float32) / scale) + zero
+    width = np.int16 if grid.bits > 8 else np.int8
+    kind = width if grid.signed else np.dtype(f"u{np.dtype(width).name}").type
+    return Quantised(np.clip(codes, grid.lowest, grid.highest).astype(kind), grid)
+
+
+def dequantise(codes: Array, grid: Grid) -> Floats:
+    """(codes - zero_point) * scale, float32."""
+    scale, zero = _spread(grid, codes.shape)
+    return (codes.astype(np.int32) - zero).astype(np.float32) * scale
+
+
+def fake_quantise(values: Array, grid: Grid) -> Floats:
+    """The values as they come back from the grid, float32."""
+    return quantise(values, grid).values
+
+
+def quantise_bias(bias: Floats, scale: Floats) -> NDArray[np.int32]:
+    """A bias on the grid of its accumulator (scale = input scale * weight scale, zero point 0), int32.
+
+    Ends of the int32 range are kept clear by a factor 2, for the accumulator adds to the bias.
+    """
+    limit = float(1 << 30)
+    return np.clip(np.rint(np.asarray(bias, np.float64) / np.asarray(scale, np.float64)), -limit, limit).astype(np.int32)
+
+
+def scale_for_bias(weight_scale: Floats, input_scale: float, bias: Floats) -> Floats:
+    """The weight scales, raised where a channel's bias would not fit int32 on the accumulator's grid (dead channels do that)."""
+    needed = np.abs(np.asarray(bias, np.float64)) / (float(1 << 30) * input_scale)
+    return np.maximum(weight_scale, needed.astype(np.float32))
+
+
+def block_count(length: int, block: int) -> int:
+    """How many blocks of ``block`` cover ``length``; the last may be ragged."""
+    return -(-length // block)
+
+
+def _positive(scale: NDArray[np.float64]) -> Floats:
+    return np.where(scale > SMALLEST_SCALE, scale, 1.0).astype(np.float32)
+
+
+def _extremes(weight: Array, axis: int | None, block: int) -> tuple[Array, Array]:
+    if axis is None:
+        return weight.min(initial=0), weight.max(initial=0)
+    if block:
+        starts = np.arange(0, weight.shape[axis], block)
+        return np.minimum.reduceat(weight, starts, axis), np.maximum.reduceat(weight, starts, axis)
+    others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
+    return weight.min(axis=others, initial=0), weight.max(axis=others, initial=0)
+
+
+def _spread(grid: Grid, shape: tuple[int, ...]) -> tuple[Floats, NDArray[np.int32]]:
+    """Scale and zero point in a shape that broadcasts against a tensor of ``shape``."""
+    if grid.axis is None:
+        return grid.scale, grid.zero_point
+    axis = grid.axis % len(shape)
+    if grid.block:
+        size = shape[axis]
+        scale = np.repeat(grid.scale, grid.block, axis).take(range(size), axis)
+        return scale, np.repeat(grid.zero_point, grid.block, axis).take(range(size), axis)
+    broad = [1] * len(shape)
+    broad[axis] = shape[axis]
+    return grid.scale.reshape(broad), grid.zero_point.reshape(broad)

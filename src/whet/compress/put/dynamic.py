@@ -1,0 +1,91 @@
+"""Products whose activations are quantised as they come. The patterns are the ones that onnxruntime fuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from whet.compress.edit import Editor
+from whet.compress.grid import Quantised
+from whet.compress.put.storage import stored_codes
+from whet.compress.weights import Slot, array
+
+
+def put_dynamic(node: ir.Node, weights: dict[Slot, Quantised], editor: Editor) -> None:
+    """Replace the node; ``weights`` holds its quantised weights, [out, in] each."""
+    if node.op_type == "LSTM":
+        _put_lstm(node, weights, editor)
+    else:
+        ((slot, weight),) = weights.items()
+        _put_product(node, slot, weight, editor)
+
+
+def _put_product(node: ir.Node, slot: Slot, weight: Quantised, editor: Editor) -> None:
+    """x -> DynamicQuantizeLinear -> MatMulInteger | ConvInteger -> Cast -> * (s_x s_w) -> + bias."""
+    x, stored = node.inputs[0], node.inputs[slot.index]
+    assert x is not None and stored is not None
+    codes, grid = stored_codes(weight, tuple(array(stored).shape), slot)
+    if node.op_type == "Gemm" and slot.axis == 0:  # MatMulInteger knows no transB
+        codes = np.ascontiguousarray(codes.T)
+    quantised, scale_x, zero_x = _quantise_dynamically(x, editor)
+    convolution = node.op_type == "Conv"
+    if convolution:  # onnxruntime's ConvInteger is fast with uint8 weights only: same grid, codes moved up by 128
+        inputs = [quantised, editor.constant((codes.astype(np.int16) + 128).astype(np.uint8)), zero_x, editor.constant(np.uint8(128))]
+    else:
+        inputs = [quantised, editor.constant(codes), zero_x, editor.constant(np.zeros((), np.int8))]
+    attributes = dict(node.attributes) if convolution else {}
+    old, name = node.outputs[0], node.name or ""
+    node.name = f"{name}_replaced"
+    total = editor.node("ConvInteger" if convolution else "MatMulInteger", inputs, name=name, attributes=attributes,
+                        like=old, dtype=ir.DataType.INT32)
+    as_float = editor.node("Cast", [total], attributes={"to": ir.DataType.FLOAT.value}, like=old, dtype=ir.DataType.FLOAT)
+    dims = len(array(stored).shape)
+    scale_w = grid.scale.reshape(-1, *[1] * (dims - 2)) if convolution and grid.axis is not None else grid.scale
+    factor = editor.node("Mul", [scale_x, editor.constant(scale_w)])
+    out = editor.node("Mul", [as_float, factor], like=old, dtype=ir.DataType.FLOAT)
+    bias = node.inputs[slot.bias] if slot.bias is not None and len(node.inputs) > slot.bias else None
+    if bias is not None:
+        if convolution:
+            bias = editor.constant(array(bias).reshape(-1, *[1] * (dims - 2)))
+        out = editor.node("Add", [out, bias], like=old, dtype=ir.DataType.FLOAT)
+    editor.take_output(old, out)
+    editor.redirect(old, out)
+    editor.remove(node)
+
+
+def _quantise_dynamically(x: ir.Value, editor: Editor) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """One DynamicQuantizeLinear a tensor, however many layers read it."""
+    for user, index in x.uses():
+        if user.op_type == "DynamicQuantizeLinear" and index == 0:
+            return user.outputs[0], user.outputs[1], user.outputs[2]
+    codes = editor.node("DynamicQuantizeLinear", [x])
+    made = codes.producer()
+    assert made is not None
+    made.resize_outputs(3)
+    for part, suffix in zip(made.outputs[1:], ("s", "z"), strict=True):
+        part.name = f"{codes.name}{suffix}"
+    return made.outputs[0], made.outputs[1], made.outputs[2]
+
+
+def _put_lstm(node: ir.Node, weights: dict[Slot, Quantised], editor: Editor) -> None:
+    """com.microsoft DynamicQuantizeLSTM: W and R as int8 [directions, in, 4 * hidden], scales [directions, 4 * hidden]."""
+    inputs: list[ir.Value | None] = [*node.inputs, *[None] * (8 - len(node.inputs))]
+    grids: list[ir.Value] = []
+    for slot, weight in sorted(weights.items(), key=lambda item: item[0].index):
+        directions, hidden4, width = array(inputs[slot.index]).shape  # type: ignore[arg-type]
+        # [4h, directions * in] -> [directions, in, 4h]
+        codes = weight.codes.reshape(hidden4, directions, width).transpose(1, 2, 0)
+        inputs[slot.index] = editor.constant(np.ascontiguousarray(codes))
+        per_channel = weight.grid.axis is not None
+        scale = np.repeat(weight.grid.scale[None], directions, 0) if per_channel else np.repeat(weight.grid.scale.reshape(1), directions)
+        grids += [editor.constant(scale), editor.constant(np.zeros(scale.shape, np.int8))]
+    name, node.name = node.name or "", f"{node.name}_replaced"
+    made = ir.node("DynamicQuantizeLSTM", [*inputs, *grids], dict(node.attributes), domain="com.microsoft", name=name,
+                   num_outputs=len(node.outputs))
+    editor.graph.append(made)
+    for old, new in zip(node.outputs, made.outputs, strict=True):
+        new.name, new.shape, new.type = f"{old.name}_dynamic" if old.name else None, old.shape, old.type
+        editor.take_output(old, new)
+        editor.redirect(old, new)
+    editor.remove(node)
+    editor.graph.opset_imports.setdefault("com.microsoft", 1)

@@ -1,0 +1,164 @@
+"""Static quantisation in the graph: QuantizeLinear and DequantizeLinear where the target's runtime fuses them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from whet.compress.edit import Editor
+from whet.compress.grid import Array, Grid, Quantised, quantise, quantise_bias, scale_for_bias, weight_grid
+from whet.compress.put.sites import Site, is_mover, readers
+from whet.compress.put.storage import stored_codes
+from whet.compress.technique import Change
+from whet.compress.weights import array, constant, rows_first, slots
+from whet.core.target import Target
+
+
+def put_integer(found: Mapping[str, Site], changes: Mapping[str, Change], target: Target, editor: Editor) -> None:
+    """Let the sites compute in integers, with the grids and weights of ``changes`` (by the name of the node)."""
+    grids = _grids(found, changes)
+    _through_movers(editor.graph, grids, found, target)
+    for name, site in found.items():
+        _put_constants(site, changes[name], grids, target, editor)
+    dequantised = {value: _pair(value, grid, editor) for value, grid in _needed(grids, found, target).items()}
+    for value, pair in dequantised.items():
+        if _made_in_integers(value, grids, found, target):
+            editor.take_output(value, pair)
+            _redirect(value, pair, editor)
+        else:  # made in float: only those who compute on codes read the pair
+            _redirect(value, pair, editor, [node for node in value.consumers() if _reads_codes(node, found, grids, target)])
+    for node in list(editor.graph):
+        if node.op_type == "Pad":
+            _pad_codes(node, editor)
+
+
+def _grids(found: Mapping[str, Site], changes: Mapping[str, Change]) -> dict[ir.Value, Grid]:
+    """One grid a tensor; who made the tensor decides, else its first reader."""
+    grids: dict[ir.Value, Grid] = {}
+    for name, site in found.items():
+        for value, grid in zip(site.tensors, changes[name].inputs, strict=True):
+            if grid is not None:
+                grids.setdefault(value, grid)
+        made = changes[name].output
+        if site.output is not None and made is not None:
+            grids[site.output] = made
+    return grids
+
+
+def _through_movers(graph: ir.Graph, grids: dict[ir.Value, Grid], found: Mapping[str, Site], target: Target) -> None:
+    """A mover's output shares the grid of its input; and its input that of its output, where nobody else reads the input."""
+    movers = [node for node in graph if is_mover(node, target)]
+    outputs = {site.output for site in found.values()}
+    for node in reversed(movers):
+        before, after = node.inputs[0], node.outputs[0]
+        if before is not None and before not in grids and after in grids and len(list(before.uses())) == 1 and before not in outputs:
+            grids[before] = grids[after]
+    for node in movers:
+        before = node.inputs[0]
+        if before in grids and any(reader.name in found for reader in readers(node.outputs[0], target)):
+            grids[node.outputs[0]] = grids[before]
+
+
+def _needed(grids: Mapping[ir.Value, Grid], found: Mapping[str, Site], target: Target) -> dict[ir.Value, Grid]:
+    """The tensors that get a pair: the outputs of sites, and what sites and movers between them read."""
+    outputs = {site.output for site in found.values()}
+    return {value: grid for value, grid in grids.items()
+            if value in outputs or any(_reads_codes(node, found, grids, target) for node in value.consumers())}
+
+
+def _reads_codes(node: ir.Node, found: Mapping[str, Site], grids: Mapping[ir.Value, Grid], target: Target) -> bool:
+    return node.name in found or (is_mover(node, target) and node.outputs[0] in grids)
+
+
+def _made_in_integers(value: ir.Value, grids: Mapping[ir.Value, Grid], found: Mapping[str, Site], target: Target) -> bool:
+    if any(site.output is value for site in found.values()):
+        return True
+    made = value.producer()
+    return made is not None and is_mover(made, target) and made.inputs[0] in grids
+
+
+def _pair(value: ir.Value, grid: Grid, editor: Editor) -> ir.Value:
+    return editor.dequantise(editor.quantise(value, grid), grid)
+
+
+def _redirect(value: ir.Value, pair: ir.Value, editor: Editor, chosen: list[ir.Node] | None = None) -> None:
+    """Readers of ``value`` read the pair, but for the pair's own QuantizeLinear."""
+    dequantise = pair.producer()
+    own = dequantise.inputs[0].producer() if dequantise is not None and dequantise.inputs[0] is not None else None
+    nodes = list(value.consumers()) if chosen is None else chosen
+    editor.redirect(value, pair, [node for node in nodes if node is not own])
+
+
+def _put_constants(site: Site, change: Change, grids: Mapping[ir.Value, Grid], target: Target, editor: Editor) -> None:
+    node = site.node
+    if node.op_type in ("Conv", "Gemm", "MatMul") and slots(node) and isinstance(change.weight, Quantised):
+        _put_weight(node, change.weight, grids[site.tensors[0]], editor)
+        return
+    for index, value in enumerate(node.inputs):  # Add, Mul and Where want constants on a grid of the activations' type
+        if value is not None and constant(node, index) is not None and not (node.op_type == "Where" and index == 0):
+            if array(value).dtype == np.float32:
+                like = grids[site.tensors[0]]
+                node.replace_input_with(index, _constant_on_grid(array(value), like, editor))
+
+
+def _put_weight(node: ir.Node, weight: Quantised, input_grid: Grid, editor: Editor) -> None:
+    slot = slots(node)[0]
+    stored = node.inputs[slot.index]
+    bias = constant(node, slot.bias)
+    assert stored is not None
+    if bias is not None:
+        weight = _fit_bias(weight, rows_first(array(stored), slot), float(input_grid.scale), array(bias).ravel())
+    codes, grid = stored_codes(weight, tuple(array(stored).shape), slot)
+    node.replace_input_with(slot.index, editor.dequantise(editor.constant(codes, grid.dtype), grid))
+    if bias is not None and slot.bias is not None:
+        scale = (input_grid.scale * grid.scale).astype(np.float32)
+        numbers = quantise_bias(array(bias).ravel(), scale)
+        node.replace_input_with(slot.bias, _bias(numbers, scale, editor))
+
+
+def _fit_bias(weight: Quantised, rows: Array, input_scale: float, bias: Array) -> Quantised:
+    """The weight on coarser grids for the channels whose bias would overflow int32 (dead channels have tiny scales)."""
+    grid = weight.grid
+    bounds = bias if grid.axis is not None else np.abs(bias).max(initial=0.0)
+    scale = scale_for_bias(grid.scale, input_scale, np.asarray(bounds, np.float32))
+    if np.array_equal(scale, grid.scale):
+        return weight
+    fitted = Grid(grid.bits, grid.signed, scale, grid.zero_point, grid.axis)
+    changed = scale != grid.scale
+    again = quantise(rows.reshape(weight.codes.shape), fitted)
+    # Channels that keep their scale keep their codes, which a technique may have chosen otherwise than by rounding.
+    codes = np.where(changed.reshape(-1, 1) if grid.axis is not None else changed, again.codes, weight.codes)
+    return Quantised(codes, fitted)
+
+
+def _bias(numbers: Array, scale: Array, editor: Editor) -> ir.Value:
+    """int32 codes -> DequantizeLinear; zero point 0 is the default and is left out."""
+    attributes = {"axis": 0} if scale.ndim else {}
+    return editor.node("DequantizeLinear", [editor.constant(numbers), editor.constant(scale)], attributes=attributes, dtype=ir.DataType.FLOAT)
+
+
+def _constant_on_grid(numbers: Array, like: Grid, editor: Editor) -> ir.Value:
+    grid = weight_grid(numbers, bits=like.bits, symmetric=like.signed)
+    return editor.dequantise(editor.constant(quantise(numbers, grid).codes, grid.dtype), grid)
+
+
+def _pad_codes(pad: ir.Node, editor: Editor) -> None:
+    """DequantizeLinear -> Pad(0) -> QuantizeLinear on one grid  ->  Pad(zero point) on the codes.
+
+    onnxruntime fuses no Pad, but its Pad runs on 8-bit integers as it is, on a quarter of the bytes.
+    """
+    before = pad.inputs[0].producer() if pad.inputs[0] is not None else None
+    uses = [node for node, _ in pad.outputs[0].uses()]
+    if before is None or before.op_type != "DequantizeLinear" or [node.op_type for node in uses] != ["QuantizeLinear"]:
+        return
+    (after,) = uses
+    if [after.inputs[1], after.inputs[2]] != [before.inputs[1], before.inputs[2]] or pad.outputs[0].is_graph_output():
+        return
+    inputs = [before.inputs[0], pad.inputs[1], before.inputs[2], *pad.inputs[3:]]
+    name, pad.name = pad.name or "", f"{pad.name}_replaced"
+    padded = editor.node("Pad", inputs, name=name, attributes=dict(pad.attributes), like=pad.outputs[0], dtype=before.inputs[0].dtype)  # type: ignore[union-attr]
+    editor.redirect(after.outputs[0], padded)
+    editor.remove(after)
+    editor.remove(pad)

@@ -1,0 +1,98 @@
+"""Weights stored small and computed in float: half precision, integers with their scales, and packed matrix products."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from whet.compress.edit import Editor
+from whet.compress.grid import Array, Grid, Quantised, block_count
+from whet.compress.technique import Change
+from whet.compress.weights import Slot, array, as_stored, int_attribute
+from whet.core.target import Target
+
+# onnxruntime keeps DequantizeLinear for its integer kernels and would dequantise at every run; with this option it folds the
+# constants once, at load (onnxruntime_session_options_config_keys.h: kOrtSessionOptionsDisableQuantQDQ).
+FOLD_AT_LOAD = {"session.disable_quant_qdq": "1"}
+# MatMulNBits: onnxruntime 1.31 has kernels for these, and for no other bits (FACTS).
+_PACKED_BITS = (4, 8)
+
+
+def put_float16(node: ir.Node, slot: Slot, weight: Array, editor: Editor) -> None:
+    """W -> float16 constant -> Cast to float32 -> node. onnxruntime folds the Cast at load."""
+    old = node.inputs[slot.index]
+    assert old is not None
+    stored = editor.constant(as_stored(weight, tuple(array(old).shape), slot))
+    cast = editor.node("Cast", [stored], attributes={"to": ir.DataType.FLOAT.value}, like=stored, dtype=ir.DataType.FLOAT)
+    node.replace_input_with(slot.index, cast)
+
+
+def put_weight(node: ir.Node, slot: Slot, change: Change, target: Target, editor: Editor) -> bool:
+    """Integer weights in the layer. Returns whether FOLD_AT_LOAD is needed for it (False for a packed kernel)."""
+    weight = change.weight
+    assert isinstance(weight, Quantised)
+    if weight.grid.block and weight.grid.bits in _PACKED_BITS and "MatMul" in target.nbits_ops and _can_pack(node):
+        _put_packed(node, weight, change.kernel.get("accuracy_level", 4), editor)
+        return False
+    old = node.inputs[slot.index]
+    assert old is not None
+    codes, grid = stored_codes(weight, tuple(array(old).shape), slot)
+    node.replace_input_with(slot.index, editor.dequantise(editor.constant(codes, grid.dtype), grid))
+    return True
+
+
+def stored_codes(weight: Quantised, shape: tuple[int, ...], slot: Slot) -> tuple[Array, Grid]:
+    """Codes [out, in] and their grid, in the stored layout of ``shape``."""
+    grid = weight.grid
+    axis = slot.axis % len(shape)
+    codes = as_stored(weight.codes, shape, slot)
+    if grid.block:  # blocks run along the other axis of a matrix
+        scale, zero = (part if axis == 0 else np.ascontiguousarray(part.T) for part in (grid.scale, grid.zero_point))
+        return codes, Grid(grid.bits, grid.signed, scale, zero, 1 - axis, grid.block)
+    return codes, Grid(grid.bits, grid.signed, grid.scale, grid.zero_point, None if grid.axis is None else axis)
+
+
+def pack_rows(weight: Quantised) -> tuple[Array, Array, Array]:
+    """Codes, scales and zero points as MatMulNBits wants them (onnxruntime's ContribOperators.md).
+
+    B: uint8 [out, blocks, block * bits / 8], the first code in the low bits; scales: float32 [out * blocks];
+    zero points: uint8, packed like B along the blocks of a row. Signed codes move up by 2**(bits - 1).
+    """
+    grid = weight.grid
+    rows, columns = weight.codes.shape
+    blocks, shift = block_count(columns, grid.block), (1 << (grid.bits - 1)) if grid.signed else 0
+    zero = (grid.zero_point + shift).astype(np.uint8)  # [out, blocks]
+    padded = np.repeat(zero, grid.block, axis=1)  # the ragged end is filled with zero points, which stand for 0
+    padded[:, :columns] = weight.codes.astype(np.int16) + shift
+    return (_pack(padded.reshape(rows, blocks, grid.block), grid.bits), grid.scale.astype(np.float32).ravel(),
+            _pack(zero, grid.bits).ravel())
+
+
+def _pack(codes: Array, bits: int) -> Array:
+    if bits == 8:
+        return codes.astype(np.uint8)
+    if codes.shape[-1] % 2:
+        codes = np.concatenate([codes, np.zeros_like(codes[..., :1])], axis=-1)
+    return (codes[..., 0::2] | (codes[..., 1::2] << 4)).astype(np.uint8)
+
+
+def _can_pack(node: ir.Node) -> bool:
+    weight = node.inputs[1]
+    return weight is not None and weight.const_value is not None and len(weight.const_value.shape) == 2 and not int_attribute(node, "transA", 0)
+
+
+def _put_packed(node: ir.Node, weight: Quantised, accuracy_level: int, editor: Editor) -> None:
+    codes, scales, zeros = (editor.constant(part) for part in pack_rows(weight))
+    rows, columns = weight.codes.shape
+    attributes = {"K": columns, "N": rows, "bits": weight.grid.bits, "block_size": weight.grid.block, "accuracy_level": accuracy_level}
+    inputs = [node.inputs[0], codes, scales, zeros]
+    bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
+    old = node.outputs[0]
+    name, node.name = node.name or "", f"{node.name}_replaced"
+    out = editor.node("MatMulNBits", inputs, domain="com.microsoft", name=name, attributes=attributes, like=old, dtype=old.dtype)
+    if bias is not None:
+        out = editor.node("Add", [out, bias], like=old, dtype=old.dtype)
+    editor.take_output(old, out)
+    editor.redirect(old, out)
+    editor.remove(node)
+    editor.graph.opset_imports.setdefault("com.microsoft", 1)

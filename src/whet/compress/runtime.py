@@ -1,0 +1,70 @@
+"""From a graph in memory to a running session, whatever its size."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from onnxruntime import InferenceSession
+
+from whet.compress.data.dataset import Dataset
+from whet.compress.grid import Array
+from whet.compress.graph import GraphModel
+from whet.core.errors import Refused
+from whet.device.session import open_session, run
+
+# Tensors of one batch that are held at a time, and the most samples of a batch: more gains no speed on a small machine.
+BATCH_BYTES = 64 << 20
+LARGEST_BATCH = 32
+
+
+@contextmanager
+def opened(model: GraphModel, *, threads: int | None = None) -> Iterator[InferenceSession]:
+    """A session over the model, with the options that it ships with; through a temporary folder where it is too large for one file."""
+    if not model.is_large:
+        yield open_session(model.content, threads=threads, options=model.session_options)
+        return
+    with tempfile.TemporaryDirectory(prefix="whet-") as folder:
+        path = Path(folder) / "model.onnx"
+        model.save(path)
+        yield open_session(path, threads=threads, options=model.session_options)
+
+
+def exposed(model: GraphModel, tensors: Collection[str]) -> GraphModel:
+    """A copy of which the named inner tensors are outputs too. Raises Refused on a name that the graph does not have."""
+    copied = model.copied()
+    graph = copied.ir.graph
+    values = {value.name: value for node in graph for value in node.outputs}
+    for name in tensors:
+        if name not in values:
+            raise Refused(f"observe the tensor {name!r}", found="the graph has none of that name")
+        value = values[name]
+        if not value.is_graph_output():
+            value.dtype = value.dtype or ir.DataType.FLOAT
+            graph.outputs.append(value)
+    return copied
+
+
+def feed_batches(session: InferenceSession, model: GraphModel, data: Dataset, outputs: list[str]) -> Iterator[tuple[Mapping[str, Array], int]]:
+    """Batches that the model takes, as large as memory and the model allow, and how many samples of each are real.
+
+    A graph whose batch is fixed gets its last batch filled up with samples that it has had already.
+    """
+    batch = model.fixed_batch or _fitting(session, data, outputs)
+    for feeds in data.batches(batch):
+        size = len(feeds[data.names[0]])
+        if size < batch and model.fixed_batch:
+            feeds = {name: np.resize(array, (batch, *array.shape[1:])) if name in data.names else array for name, array in feeds.items()}
+        yield feeds, size
+
+
+def _fitting(session: InferenceSession, data: Dataset, outputs: list[str]) -> int:
+    first = next(iter(data.batches(1)), None)
+    if first is None:
+        raise Refused("run the model over the data", found="an empty data set", do="give at least one sample")
+    one = sum(values.nbytes for values in run(session, first, outputs).values())
+    return int(np.clip(BATCH_BYTES // max(one, 1), 1, min(LARGEST_BATCH, len(data))))

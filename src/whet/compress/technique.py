@@ -1,0 +1,177 @@
+"""The technique contract: what a file in ``techniques/`` gives, and how it is found.
+
+A technique is a file that holds two functions:
+
+    def NAME(layer: LayerView, target: Target, *, option: Annotated[type, Search(...)] = default, ...) -> Change
+    def foresee(layer: Layer, target: Target, *, the same options) -> Foresight
+
+``NAME`` does the mathematics on one layer; ``foresee`` says without any work what it would do. The first docstring has the
+sections Paper, Needs, Cost and Limits. CLI help, refusal of unknown options, search space and contract tests come from here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from whet.compress.grid import Array, Grid, Quantised
+from whet.compress.statistics import Statistics
+from whet.core.document import FrozenMap
+from whet.core.errors import Refused
+from whet.core.inventory import Layer
+from whet.core.target import Target
+
+NEEDS = ("nothing", "calibration", "labels", "training")
+
+
+@dataclass(frozen=True)
+class Search:
+    """The values that an option may be tried with; ``optimize`` searches them, the tests walk them. ``only``: no others exist."""
+
+    values: tuple[Any, ...]
+    help: str = ""
+    only: bool = True
+
+    def __init__(self, *values: Any, help: str = "", only: bool = True) -> None:
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "help", help)
+        object.__setattr__(self, "only", only)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerView:
+    """One layer as a technique sees it, whatever body it lives in.
+
+    weight: [out, ...] float32, output channels first, or None where the layer has none. bias: [out] or None.
+    inputs, output: statistics of its activations, None where they were not asked for or are not floating point.
+    input_is_grid: for each input, the grid that an earlier layer already put on it.
+    """
+
+    name: str
+    op: str
+    weight: Array | None = None
+    bias: Array | None = None
+    inputs: tuple[Statistics | None, ...] = ()
+    output: Statistics | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """What a technique made of a layer; the body puts it back.
+
+    weight: codes on a grid, or an array of another dtype (float16), or None (as it was).
+    compute: "float32", "float16", "int8" (inputs and output on the grids given) or "dynamic" (inputs quantised as they come).
+    inputs, output: a grid for each input of the layer that is an activation, None for those that stay float.
+    kernel: options of the kernel that runs it (block size of MatMulNBits, accuracy level).
+    """
+
+    weight: Quantised | Array | None = None
+    compute: str = "float32"
+    inputs: tuple[Grid | None, ...] = ()
+    output: Grid | None = None
+    kernel: Mapping[str, int] = field(default_factory=FrozenMap)
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """What a technique would do to a layer. ``applies`` is False where it would leave it alone, and ``note`` says why.
+
+    weights, activations: dtypes afterwards. bits, block: of the weights. runs_as: the kernel that the runtime will execute.
+    """
+
+    applies: bool
+    weights: str = "float32"
+    activations: str = "float32"
+    bits: int = 32
+    block: int = 0
+    runs_as: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Option:
+    """A keyword option of a technique, with its search range beside its default."""
+
+    name: str
+    kind: type
+    default: Any
+    search: Search
+
+
+@dataclass(frozen=True)
+class Technique:
+    """A technique as its file describes it."""
+
+    name: str
+    sentence: str
+    paper: str
+    needs: str
+    cost: str
+    limits: str
+    options: tuple[Option, ...]
+    apply: Callable[..., Change]
+    foresee: Callable[..., Foresight]
+
+    def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Defaults filled in. Raises Refused on an unknown option or a value outside its range."""
+        known = {option.name: option for option in self.options}
+        for name in options:
+            if name not in known:
+                raise Refused(f"apply {self.name} with {name!r}", found="it has no such option",
+                              do=f"its options are: {', '.join(known) or 'none'}")
+        return {name: _checked_value(self.name, option, options.get(name, option.default)) for name, option in known.items()}
+
+
+@cache
+def technique(name: str) -> Technique:
+    """The technique of that name. Raises Refused (naming all) where there is none."""
+    if name not in technique_names():
+        raise Refused(f"apply the technique {name!r}", found="there is none of that name", do=f"use one of: {', '.join(technique_names())}")
+    module = importlib.import_module(f"whet.compress.techniques.{name}")
+    function = getattr(module, name)
+    sections = _sections(inspect.getdoc(function) or "")
+    return Technique(name, sections[""], sections["Paper"], sections["Needs"].rstrip("."), sections["Cost"], sections["Limits"],
+                     _options(function), function, module.foresee)
+
+
+@cache
+def technique_names() -> tuple[str, ...]:
+    """The names of all techniques: the files in ``techniques/``."""
+    from whet.compress import techniques
+
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(techniques.__path__)))
+
+
+def _sections(text: str) -> dict[str, str]:
+    """The docstring cut at its section words; "" holds the first sentence."""
+    found = re.split(r"^(Paper|Needs|Cost|Limits): ", text, flags=re.MULTILINE)
+    parts = {name: " ".join(body.split("\n\n")[0].split()) for name, body in zip(found[1::2], found[2::2], strict=True)}
+    return {"": " ".join(found[0].split("\n\n")[0].split()), **parts}
+
+
+def _options(function: Callable[..., Change]) -> tuple[Option, ...]:
+    hints = typing.get_type_hints(function, include_extras=True)
+    found = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind is parameter.KEYWORD_ONLY:
+            kind, search = typing.get_args(hints[parameter.name])
+            found.append(Option(parameter.name, kind, parameter.default, search))
+    return tuple(found)
+
+
+def _checked_value(technique_name: str, option: Option, value: Any) -> Any:
+    asked = f"apply {technique_name} with {option.name} = {value!r}"
+    if option.kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, option.kind) or (option.kind is int and isinstance(value, bool)):
+        raise Refused(asked, found=f"a {type(value).__name__} where a {option.kind.__name__} is needed")
+    if option.search.only and value not in option.search.values:
+        raise Refused(asked, do=f"use one of: {', '.join(map(str, option.search.values))}")
+    return value

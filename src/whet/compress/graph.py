@@ -46,12 +46,13 @@ class GraphModel:
     """An ONNX model. Immutable by convention: whatever changes it gives a new one.
 
     ir: the graph; every node has a name of its own. session_options: what the runtime must be told to compute what was meant.
-    origin: where it came from, for messages and reports.
+    origin: where it came from, for messages and reports. artifact_id: of the artifact that it was read from, "" where it was none.
     """
 
     ir: ir.Model
     session_options: Mapping[str, str] = field(default_factory=FrozenMap)
     origin: str = "model"
+    artifact_id: str = ""
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:

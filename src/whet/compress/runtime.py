@@ -12,6 +12,7 @@ import onnx_ir as ir
 from onnxruntime import InferenceSession
 
 from whet.compress.data.dataset import Dataset
+from whet.compress.evaluate.predict import predict
 from whet.compress.grid import Array
 from whet.compress.graph import GraphModel
 from whet.core.errors import Refused
@@ -60,6 +61,13 @@ def feed_batches(session: InferenceSession, model: GraphModel, data: Dataset, ou
         if size < batch and model.fixed_batch:
             feeds = {name: np.resize(array, (batch, *array.shape[1:])) if name in data.names else array for name, array in feeds.items()}
         yield feeds, size
+
+
+def outputs_of(model: GraphModel, data: Dataset, *, threads: int | None = None) -> dict[str, Array]:
+    """The model's outputs on every sample, [n, ...] by name."""
+    with opened(model, threads=threads) as session:
+        size = model.fixed_batch or _fitting(session, data, [spec.name for spec in model.outputs])
+        return predict(lambda feeds: run(session, feeds), data, batch_size=size, fixed=model.fixed_batch is not None)
 
 
 def _fitting(session: InferenceSession, data: Dataset, outputs: list[str]) -> int:

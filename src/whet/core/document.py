@@ -32,6 +32,7 @@ class FrozenMap(Mapping[str, Any]):
     """An immutable, hashable, picklable mapping. Lists inside become tuples and mappings become FrozenMaps."""
 
     __slots__ = ("_items",)
+    _items: dict[str, Any]
 
     def __init__(self, items: Mapping[str, Any] | None = None, /, **more: Any) -> None:
         merged = {**(items or {}), **more}
@@ -100,7 +101,8 @@ class Document:
         """The inverse of ``to_plain``. Raises Refused where a field is missing or of the wrong type."""
         if not isinstance(plain, Mapping):
             raise Refused(f"read a {cls.__name__}", found=f"a {type(plain).__name__} where a table was expected")
-        hints, known, values = _hints(cls), set(), {}
+        kind: type = cls  # of type[Self] mypy does not know that it can be hashed
+        hints, known, values = _hints(kind), set(), {}
         for field in dataclasses.fields(cls):
             if field.name == "extra":
                 continue

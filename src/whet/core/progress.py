@@ -6,7 +6,7 @@ Nobody listening costs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Protocol, TypeVar
@@ -68,7 +68,7 @@ def task(name: str, total: int | None = None) -> Iterator[Task]:
 
 def track(items: Iterable[Item], name: str, total: int | None = None) -> Iterator[Item]:
     """The items, one after the other, with the progress told."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with task(name, total) as running:
         for item in items:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from time import perf_counter_ns
 
@@ -22,16 +22,18 @@ from whet.core.errors import Refused
 from whet.core.measurement import Interval, Measurement
 from whet.core.progress import Task, task
 from whet.device.machine import Stamp, stamp
-from whet.device.session import Array, run
+from whet.device.session import SPINNING_STOP, Array, run, spins_after_run
 from whet.device.timing_intervals import bootstrap_interval, median_interval
 
 # One timing lasts at least this long: a shorter one is mostly the clock and the first wake-up of the threads.
 TIMING_NS = 1_000_000
-# Untimed inferences before each timing. onnxruntime's threads spin for a while after a run and would take the cores from the
-# session that comes next, and that session's weights have to come back into the cache: both end within this time.
+# Untimed inferences before each timing: the session's weights and code come back into the caches, its threads awake.
 SETTLE_NS = 1_000_000
-# Above this an inference outlasts both effects by far, and settling would only double the cost.
+# Above this an inference outlasts that by far, and settling would only double the cost.
 LONG_NS = 50_000_000
+# Two sessions over one and the same file differ by this much, because their memory lies differently (measured here: standard
+# deviation 0.2 to 0.45 %, largest of 150 pairs 1.5 %). No number of rounds shows it, so every interval is widened by it.
+SESSION_SPREAD = 0.01
 PROGRESS_ROUNDS = 20  # between two reports: a display that redraws in every round would be measured too
 
 Inference = Callable[[], object]
@@ -73,20 +75,16 @@ def interleave(
     of each session at the beginning. The garbage collector is off meanwhile. Raises Refused where ``parent`` or a session's feeds are
     missing or a feed does not fit, Unsupported where a model fails while running.
     """
-    if parent not in sessions:
-        raise Refused(f"compare latency with {parent!r}", found=f"the sessions are {list(sessions)}", do="name one of them as parent")
-    absent = [name for name in sessions if name not in feeds]
-    if absent:
-        raise Refused("measure latency", found=f"no inputs for {absent[0]!r}", do="give feeds for every session")
-    if min_rounds < 1 or max_rounds < min_rounds:
-        raise Refused("measure latency", found=f"min_rounds {min_rounds} and max_rounds {max_rounds}", do="take 1 <= min <= max")
+    _check(sessions, feeds, parent, min_rounds, max_rounds)
     for name, session in sessions.items():
         run(session, feeds[name])  # the one checked run: a model that fails does so here, with its reason
     inferences = {name: _inference(session, feeds[name]) for name, session in sessions.items()}
     with collector_off(), task("measure latency", max_rounds) as progress:
         timings = time_rounds(inferences, seconds, min_rounds, max_rounds, warmup, progress)
     where = stamp(at)
-    return {name: _latency(own, timings[parent], name == parent, confidence, where) for name, own in timings.items()}
+    how = f"interleaved in shuffled order with {len(sessions) - 1} other sessions" if len(sessions) > 1 else "alone"
+    reference = {name: None if name == parent else timings[parent] for name in timings}
+    return {name: _latency(own, reference[name], confidence, where, how) for name, own in timings.items()}
 
 
 def time_rounds(
@@ -119,6 +117,22 @@ def collector_off() -> Iterator[None]:
     finally:
         if before:
             gc.enable()
+
+
+def _check(
+    sessions: Mapping[str, onnxruntime.InferenceSession], feeds: Mapping[str, object], parent: str, min_rounds: int, max_rounds: int
+) -> None:
+    if parent not in sessions:
+        raise Refused(f"compare latency with {parent!r}", found=f"the sessions are {list(sessions)}", do="name one of them as parent")
+    absent = [name for name in sessions if name not in feeds]
+    if absent:
+        raise Refused("measure latency", found=f"no inputs for {absent[0]!r}", do="give feeds for every session")
+    if min_rounds < 1 or max_rounds < min_rounds:
+        raise Refused("measure latency", found=f"min_rounds {min_rounds} and max_rounds {max_rounds}", do="take 1 <= min <= max")
+    spinning = [name for name, session in sessions.items() if len(sessions) > 1 and spins_after_run(session)]
+    if spinning:
+        found = f"the threads of {spinning[0]!r} spin on after a run and would slow the others down"
+        raise Refused("measure latency side by side", found=found, do=f"open it with the session option {SPINNING_STOP} = 1")
 
 
 @dataclass(frozen=True)
@@ -156,29 +170,41 @@ def _inference(session: onnxruntime.InferenceSession, feeds: Mapping[str, Array]
 
 
 def _latency(
-    own: list[NDArray[np.float64]], parents: list[NDArray[np.float64]], is_parent: bool, confidence: float, where: Stamp
+    own: list[NDArray[np.float64]], parents: list[NDArray[np.float64]] | None, confidence: float, where: Stamp, how: str
 ) -> Latency:
+    """The four measurements from one session's timings and the parent's; ``parents`` None for the parent itself."""
     typical = np.array([np.median(timing) for timing in own])  # [rounds], ms
     single = np.concatenate(own)
-    ratios = typical / np.array([np.median(timing) for timing in parents])
     mean = bootstrap_interval(own, None, confidence)
     rate = Interval(1000 / mean.high, 1000 / mean.low, mean.confidence) if mean else None
-    how = f"{len(own)} rounds of {len(own[0])} inferences, interleaved with the parent's in shuffled order"
-    ratio = _measurement("latency_ratio", float(np.median(ratios)), median_interval(ratios, confidence), len(own), where,
-                         f"median of paired ratios; {how}")  # fmt: skip
-    if is_parent:
-        ratio = _measurement("latency_ratio", 1.0, Interval(1.0, 1.0, confidence), len(own), where, "the parent itself")
+    tail = bootstrap_interval(own, 0.95, confidence)
+    how = f"{len(own)} rounds of {len(own[0])} inferences, {how}"
+
+    def measured(name: str, value: float, interval: Interval | None, n: int, method: str, unit: str = " ms") -> Measurement:
+        wide, method = _widened(interval), f"{method}; {how}"
+        return Measurement(name, value, unit=unit, interval=wide, n=n, device=where.device, at=where.at, method=method)
+
+    throughput = measured("throughput_per_s", 1000 / float(single.mean()), rate, len(single), "inferences / their total time", " /s")
     return Latency(
-        median=_measurement("latency_ms", float(np.median(typical)), median_interval(typical, confidence), len(own), where,
-                            f"median; {how}", " ms"),
-        p95=_measurement("latency_p95_ms", float(np.quantile(single, 0.95)), bootstrap_interval(own, 0.95, confidence), len(single), where,
-                         f"95th percentile of single inferences; {how}", " ms"),
-        throughput=_measurement("throughput_per_s", 1000 / float(single.mean()), rate, len(single), where,
-                                f"inferences / their total time; {how}", " /s"),
-        ratio=ratio,
-    )  # fmt: skip
+        median=measured("latency_ms", float(np.median(typical)), median_interval(typical, confidence), len(own), "median"),
+        p95=measured("latency_p95_ms", float(np.quantile(single, 0.95)), tail, len(single), "95th percentile of single inferences"),
+        throughput=replace(throughput, direction="higher"),
+        ratio=_ratio(typical, parents, confidence, measured),
+    )
 
 
-def _measurement(name: str, value: float, interval: Interval | None, n: int, where: Stamp, method: str, unit: str = "") -> Measurement:
-    direction = "higher" if name == "throughput_per_s" else "lower"
-    return Measurement(name, value, unit=unit, interval=interval, direction=direction, n=n, method=method, device=where.device, at=where.at)
+def _ratio(
+    typical: NDArray[np.float64], parents: list[NDArray[np.float64]] | None, confidence: float, measured: Callable[..., Measurement]
+) -> Measurement:
+    if parents is None:
+        return measured("latency_ratio", 1.0, None, len(typical), "the parent itself", unit="")
+    ratios = typical / np.array([np.median(timing) for timing in parents])
+    interval = median_interval(ratios, confidence)
+    return measured("latency_ratio", float(np.median(ratios)), interval, len(ratios), "median of paired time / parent's time", unit="")
+
+
+def _widened(interval: Interval | None) -> Interval | None:
+    """``interval`` with the spread between sessions, which one run cannot show, on both sides."""
+    if interval is None:
+        return None
+    return Interval(interval.low / (1 + SESSION_SPREAD), interval.high * (1 + SESSION_SPREAD), interval.confidence)

@@ -9,11 +9,11 @@ import os
 import platform
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -127,7 +127,7 @@ def _memory_bytes(root: Path) -> int:
 
 
 def _memory_elsewhere() -> int:
-    if sys.platform == "darwin":
+    if platform.system() == "Darwin":
         size = _sysctl("hw.memsize")
         return int(size) if size.isdigit() else 0
     try:
@@ -164,7 +164,7 @@ def _cpu_name(root: Path) -> str:
     board = _read(root / "proc/device-tree/model").strip("\0")
     if board or info:
         return board or platform.machine()
-    return (_sysctl("machdep.cpu.brand_string") if sys.platform == "darwin" else "") or platform.processor() or platform.machine()
+    return (_sysctl("machdep.cpu.brand_string") if platform.system() == "Darwin" else "") or platform.processor() or platform.machine()
 
 
 def _isa(root: Path) -> tuple[str, ...]:
@@ -174,7 +174,7 @@ def _isa(root: Path) -> tuple[str, ...]:
         flags = set(found[1].split())
         flags |= {"neon"} if "asimd" in flags else set()  # 64-bit ARM's name for it
         return tuple(name for name in _ISA if name in flags)
-    config = np.show_config(mode="dicts") or {}
+    config: Any = np.show_config(mode="dicts")  # its type says None, which is what the other modes give
     extensions = config.get("SIMD Extensions", {})
     known = {*extensions.get("baseline", ()), *extensions.get("found", ())}
     return tuple(name for name, numpys in _ISA.items() if numpys in known)

@@ -18,6 +18,9 @@ from whet.device.machine import usable_cores
 
 Array = NDArray[Any]
 
+# Threads of a session go on spinning for 30 ms to 1.4 s after a run by default, and take the cores from whatever runs next: on two
+# cores two interleaved sessions were measured 2x too slow. This stops them at the end of a run; within a run they still spin.
+SPINNING_STOP = "session.force_spinning_stop"
 # onnxruntime's names where they are not numpy's.
 _DTYPES = {"float": "float32", "double": "float64"}
 _SYNTHETIC = re.compile(r"(u?int\d+|float\d+|bool)")
@@ -50,7 +53,8 @@ def open_session(
     """A session over a file or over the bytes of a model.
 
     threads: within an operator; None is every physical core that this process may use. Operators run one after the other.
-    options: onnxruntime's session configuration entries, by their full key ("session.disable_quant_qdq").
+    options: onnxruntime's session configuration entries, by their full key ("session.disable_quant_qdq"). SPINNING_STOP is "1" unless
+    they say otherwise; it costs waking the threads (10 to 100 us) in each inference and changes no result.
     profile_prefix: turns onnxruntime's profiler on; its file gets this path with a time and ".json" appended.
     optimized_to: where onnxruntime writes the graph as it will execute it.
 
@@ -71,6 +75,20 @@ def open_session(
 def specs(session: onnxruntime.InferenceSession) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
     """(inputs, outputs) in the order of the graph. dtypes by numpy's names; a size that is not fixed by its name, or "?"."""
     return tuple(map(_spec, session.get_inputs())), tuple(map(_spec, session.get_outputs()))
+
+
+def spins_after_run(session: onnxruntime.InferenceSession) -> bool:
+    """Whether the session's threads keep the cores busy after a run, which spoils every measurement made next to it."""
+    settings = session.get_session_options()
+
+    def entry(name: str, default: str) -> str:
+        try:
+            return str(settings.get_session_config_entry(name))
+        except RuntimeError:  # not set
+            return default
+
+    alone = settings.intra_op_num_threads == 1 or (settings.intra_op_num_threads == 0 and usable_cores() == 1)
+    return not alone and entry(SPINNING_STOP, "0") != "1" and entry("session.intra_op.allow_spinning", "1") == "1"
 
 
 def run(session: onnxruntime.InferenceSession, feeds: Mapping[str, Array], names: Sequence[str] | None = None) -> dict[str, Array]:
@@ -119,8 +137,9 @@ def explain(error: BaseException) -> str:
     text = re.sub(r"(Load model from .*? failed:|Exception during (initialization|loading): |/\S+?\.(cc|h):\d+ .*?(\) |\] ))", "", text)
     text = text if len(text) <= 400 else text[:400] + "..."
     for pattern in _CULPRITS:
-        if match := pattern.search(text):
-            named = match.groupdict()
+        # Failures inside branches are told from the outside in: the last one is where it happened.
+        if matches := list(pattern.finditer(text)):
+            named = matches[-1].groupdict()
             where = " ".join(f"{word} {named[kind]!r}" for kind, word in (("node", "node"), ("op", "operator")) if named.get(kind))
             return f"{where}: {text}" if where else text
     return text or type(error).__name__
@@ -157,7 +176,7 @@ def _settings(
     if threads is not None and threads < 1:
         raise Refused(f"run on {threads} threads", found="there must be at least 1", do="leave the number out to use every core")
     settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 3
+    settings.log_severity_level = 4  # what goes wrong comes as an exception; onnxruntime would also write it to the terminal
     settings.intra_op_num_threads = usable_cores() if threads is None else threads
     settings.inter_op_num_threads = 1
     if profile_prefix is not None:
@@ -165,7 +184,7 @@ def _settings(
         settings.profile_file_prefix = str(profile_prefix)
     if optimized_to is not None:
         settings.optimized_model_filepath = str(optimized_to)
-    for name, value in (options or {}).items():
+    for name, value in {SPINNING_STOP: "1", **(options or {})}.items():
         try:
             settings.add_session_config_entry(name, value)
         except Exception as error:

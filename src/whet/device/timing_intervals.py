@@ -6,6 +6,7 @@ blocks are treated as independent, which they nearly are once a block outlasts a
 
 from __future__ import annotations
 
+from itertools import pairwise
 from math import comb
 
 import numpy as np
@@ -23,7 +24,7 @@ def blocks(rounds: int) -> list[slice]:
     """Consecutive rounds in at most MAX_BLOCKS equal blocks (lengths differ by at most 1) of at least MIN_BLOCK rounds."""
     count = max(1, min(MAX_BLOCKS, rounds // MIN_BLOCK))
     edges = [rounds * at // count for at in range(count + 1)]
-    return [slice(low, high) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    return [slice(low, high) for low, high in pairwise(edges)]
 
 
 def median_interval(series: Floats, confidence: float) -> Interval | None:

@@ -49,7 +49,7 @@ def read_batches(batches: Iterable[Any], inputs: Sequence[TensorSpec], max_bytes
             raise Refused(f"read batch {number}", found=f"it has {', '.join(part)} where the first batch has {', '.join(parts[0])}")
         size += sum(array.nbytes for array in part.values())
         if size > max_bytes:
-            raise Refused(f"keep the data within {max_bytes / (1 << 30):.3g} GiB", found=f"{number + 1} batches take {size} bytes and there are more",
+            raise Refused(f"keep the data within {max_bytes / (1 << 30):.3g} GiB", found=f"{number + 1} batches take {size} bytes",
                           do="give fewer batches, or raise `max_bytes`")
         parts.append(part)
     if not parts:

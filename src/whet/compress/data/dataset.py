@@ -90,8 +90,9 @@ class Dataset:
             yield {**self._samples.read(self._indices[start : start + size]), **self.constants}
 
     def take(self, indices: Iterable[int] | Array) -> Dataset:
-        """The samples ``indices`` in that order, without copying any."""
-        chosen = np.asarray(list(indices) if not isinstance(indices, np.ndarray) else indices, dtype=np.int64)
+        """The samples ``indices`` (or of a bool mask) in that order, without copying any."""
+        given = indices if isinstance(indices, np.ndarray) else np.array(list(indices))
+        chosen = np.flatnonzero(given) if given.dtype == bool else given.astype(np.int64)
         if chosen.size and (chosen.min() < 0 or chosen.max() >= len(self)):
             found = f"the index {int(chosen.min() if chosen.min() < 0 else chosen.max())} of {len(self)}"
             raise Refused("take samples from the data", found=found)

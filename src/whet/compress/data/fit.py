@@ -104,8 +104,9 @@ def _by_name(arrays: dict[str, Array], inputs: Sequence[TensorSpec], what: str) 
     if len(names) == 1 and list(arrays) == [UNNAMED]:
         return {names[0]: arrays[UNNAMED]}
     if set(names) != set(arrays):
-        do = f"save the arrays under the names of the inputs, for example numpy.savez(path, **{{{names[0]!r}: x}}, labels=y)" if names else ""
-        raise Refused(f"find the model's inputs ({_listed(names)}) in {what}", found=f"the arrays {_listed(arrays)}", do=do)
+        example = f", for example numpy.savez(path, **{{{names[0]!r}: x}}, labels=y)" if names else ""
+        raise Refused(f"find the model's inputs ({_listed(names)}) in {what}", found=f"the arrays {_listed(arrays)}",
+                      do=f"give arrays under the names of the inputs, and no others{example}")
     return {name: arrays[name] for name in names}
 
 

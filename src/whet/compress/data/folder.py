@@ -36,7 +36,8 @@ class FileSamples:
         samples = [self._decoded(self._files[index]) for index in indices.tolist()]
         for index, sample in zip(indices.tolist(), samples, strict=True):
             if sample.shape != samples[0].shape:
-                raise Refused(f"put {self._files[index]} into a batch", found=f"it gives {sample.shape} where others give {samples[0].shape}",
+                raise Refused(f"put {self._files[index]} into a batch",
+                              found=f"it gives {sample.shape} where others give {samples[0].shape}",
                               do=f"declare resize and crop (pictures) or length (sounds) in {FILE_NAME}")
         return {self._spec.name: np.stack(samples)}
 
@@ -120,5 +121,6 @@ def _media(entries: Sequence[Path]) -> list[Path]:
     media = [file for file in files if file.suffix.lower() in PICTURES + SOUNDS]
     if len(media) < len(files):
         other = next(file for file in files if file not in media)
-        log.warning("%d files in %s are neither pictures nor sounds and are left out (%s...)", len(files) - len(media), other.parent, other.name)
+        count = len(files) - len(media)
+        log.warning("%d files in %s are neither pictures nor sounds and are left out (%s...)", count, other.parent, other.name)
     return media

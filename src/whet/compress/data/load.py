@@ -65,7 +65,8 @@ def _load_path(
         varying = [spec for spec in inputs if spec.name not in (constants or {}) and spec.shape]
         arrays = read_table(path, varying, max_bytes)
     else:
-        raise Refused(f"load the data {path}", found=f"a file of kind {kind or 'unknown'}", do="give .npz, .npy, .csv, .parquet or a folder")
+        raise Refused(f"load the data {path}", found=f"a file of kind {kind or 'unknown'}",
+                      do="give .npz, .npy, .csv, .parquet or a folder")
     return fitted(arrays, None, inputs, source=str(path), constants=constants)
 
 

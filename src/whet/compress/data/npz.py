@@ -17,8 +17,8 @@ Array = np.ndarray[Any, Any]
 MAX_BYTES = 16 << 30  # what all arrays of one source may take in memory, unless the caller says otherwise
 MAX_ARRAYS = 1000
 # Everything that a damaged or foreign file has been seen to raise in zipfile, zlib and numpy's parser.
-DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError, TypeError, IndexError, OverflowError, NotImplementedError,
-          RuntimeError, SyntaxError, MemoryError)
+DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, KeyError, TypeError, IndexError, OverflowError,
+          NotImplementedError, RuntimeError, SyntaxError, MemoryError)
 
 
 def read_npz(path: Path, max_bytes: int = MAX_BYTES) -> dict[str, Array]:
@@ -77,7 +77,7 @@ def _read_array(stream: IO[bytes], size: int, path: Path, name: str) -> Array:
     if min(shape, default=1) < 0 or data_bytes > size:
         raise ValueError(f"{name!r} declares {data_bytes} bytes where the file has {size}")
     data = np.empty(data_bytes, np.uint8)  # the system gives the pages only as they are filled, so a lie about the size costs nothing
-    filled = _fill(stream, memoryview(data))
+    filled = _fill(stream, data.data)
     if filled != data_bytes:
         raise ValueError(f"{name!r} ends after {filled} of {data_bytes} bytes")
     array: Array = data.view(dtype) if data_bytes else np.empty(count, dtype)

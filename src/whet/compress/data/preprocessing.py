@@ -140,8 +140,8 @@ def _layout(steps: Preprocessing, spec: TensorSpec) -> tuple[bool, int | str]:
         return steps.layout == "nhwc", shape[3 if steps.layout == "nhwc" else 1]
     first, last = shape[1] in (1, 3), shape[3] in (1, 3)
     if first == last:
-        raise Refused(f"tell the layout of the input {spec.name!r} from its shape {list(shape)}", found="the channels could be first or last",
-                      do=f'write layout = "nchw" or "nhwc" in {FILE_NAME}')
+        raise Refused(f"tell the layout of the input {spec.name!r} from its shape {list(shape)}",
+                      found="the channels could be first or last", do=f'write layout = "nchw" or "nhwc" in {FILE_NAME}')
     return last, shape[3] if last else shape[1]
 
 

@@ -45,8 +45,8 @@ def check_overlap(calibration: Dataset, evaluation: Dataset) -> None:
     known = set(calibration.sample_hashes)
     both = [index for index, sample in enumerate(evaluation.sample_hashes) if sample in known]
     if both:
-        raise Refused("keep calibration and evaluation data apart",
-                      found=f"{len(both)} of {len(evaluation)} evaluation samples are also in the calibration data (the first is sample {both[0]})",
+        found = f"{len(both)} of {len(evaluation)} evaluation samples are also in the calibration data (the first is sample {both[0]})"
+        raise Refused("keep calibration and evaluation data apart", found=found,
                       do="give other calibration data, or leave it out and Whet splits it off")
 
 

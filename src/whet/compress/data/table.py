@@ -27,18 +27,19 @@ def read_table(path: Path, inputs: Sequence[TensorSpec], max_bytes: int) -> dict
     if names and all(_is_number(name) for name in names):
         raise Refused(f"read {path}", found=f"the first line holds numbers ({', '.join(names[:4])}...) and not names",
                       do="write the names of the columns into the first line")
+    features_count = len([name for name in names if name not in LABEL_NAMES])
+    if not features_count or table.num_rows == 0:
+        raise Refused(f"read {path}", found=f"it is empty: {table.num_rows} rows, {features_count} columns of features")
     columns = {name: _column(table, name, path) for name in names}
     labels = {name: columns.pop(name) for name in LABEL_NAMES if name in columns}
-    if not columns or table.num_rows == 0:
-        raise Refused(f"read {path}", found=f"it is empty: {table.num_rows} rows, {len(columns)} columns of features")
     by_name = {spec.name: spec for spec in inputs}
     if set(columns) == set(by_name):
         features = {name: column.reshape(-1, *[1] * (len(by_name[name].shape) - 1)) for name, column in columns.items()}
     elif len(inputs) == 1:
         features = {inputs[0].name: _matrix(list(columns.values()), inputs[0])}
     else:
-        raise Refused(f"feed the columns of {path} to a model with the inputs {', '.join(by_name)}", found=f"the columns {', '.join(columns)}",
-                      do="call each column like its input, or save arrays as .npz")
+        raise Refused(f"feed the columns of {path} to a model with the inputs {', '.join(by_name)}",
+                      found=f"the columns {', '.join(columns)}", do="call each column like its input, or save arrays as .npz")
     return {**features, **labels}
 
 
@@ -59,7 +60,8 @@ def _read(path: Path, max_bytes: int) -> Any:
 
 def _check_size(path: Path, size: int, max_bytes: int) -> None:
     if size > max_bytes:
-        raise Refused(f"read {path} within {max_bytes / (1 << 30):.3g} GiB", found=f"{size} bytes", do="use fewer rows, or raise `max_bytes`")
+        raise Refused(f"read {path} within {max_bytes / (1 << 30):.3g} GiB", found=f"{size} bytes",
+                      do="use fewer rows, or raise `max_bytes`")
 
 
 def _column(table: Any, name: str, path: Path) -> Array:
@@ -68,7 +70,8 @@ def _column(table: Any, name: str, path: Path) -> Array:
     column = table.column(name)
     if column.null_count:
         row = column.is_null().to_pylist().index(True)
-        raise Refused(f"read the column {name!r} of {path}", found=f"no value in row {row} (counted from 0)", do="fill it or leave the row out")
+        raise Refused(f"read the column {name!r} of {path}", found=f"no value in row {row} (counted from 0)",
+                      do="fill it or leave the row out")
     kind = column.type
     if not (arrow.types.is_integer(kind) or arrow.types.is_floating(kind) or arrow.types.is_boolean(kind)):
         do = "give the number of the class, counted from 0" if name in LABEL_NAMES else "turn it into numbers, or leave the column out"

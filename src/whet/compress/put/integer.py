@@ -27,6 +27,7 @@ def put_integer(found: Mapping[str, Site], changes: Mapping[str, Change], target
         if _made_in_integers(value, grids, found, target):
             editor.take_output(value, pair)
             _redirect(value, pair, editor)
+            _shapes_from_codes(pair, editor)
         else:  # made in float: only those who compute on codes read the pair
             _redirect(value, pair, editor, [node for node in value.consumers() if _reads_codes(node, found, grids, target)])
     for node in list(editor.graph):
@@ -89,6 +90,14 @@ def _redirect(value: ir.Value, pair: ir.Value, editor: Editor, chosen: list[ir.N
     own = dequantise.inputs[0].producer() if dequantise is not None and dequantise.inputs[0] is not None else None
     nodes = list(value.consumers()) if chosen is None else chosen
     editor.redirect(value, pair, [node for node in nodes if node is not own])
+
+
+def _shapes_from_codes(pair: ir.Value, editor: Editor) -> None:
+    """Shape asks for no values: it reads the codes, so that no DequantizeLinear runs just for it."""
+    dequantise = pair.producer()
+    codes = dequantise.inputs[0] if dequantise is not None else None
+    if codes is not None:
+        editor.redirect(pair, codes, [node for node in pair.consumers() if node.op_type in ("Shape", "Size")])
 
 
 def _put_constants(site: Site, change: Change, grids: Mapping[ir.Value, Grid], target: Target, editor: Editor) -> None:
@@ -162,3 +171,5 @@ def _pad_codes(pad: ir.Node, editor: Editor) -> None:
     editor.redirect(after.outputs[0], padded)
     editor.remove(after)
     editor.remove(pad)
+    if not before.outputs[0].uses() and not before.outputs[0].is_graph_output():
+        editor.remove(before)

@@ -18,32 +18,53 @@ from onnxscript import optimizer
 from whet.compress.source.naming import name_nodes, name_values
 
 MAX_FOLDED_ELEMENTS = 16_384
+MAX_GROWTH_BYTES = 2**16  # of the whole file
 _MAX_OPERAND_ELEMENTS = 65_536
+_MAX_GROWN_BYTES = 4096  # of one result
+_LARGE_ELEMENTS = 2**26
+# What exporters do to whole weights (the gates of an LSTM in another order). Worth computing where the original then goes.
+_MOVES = frozenset({"Slice", "Concat", "Split", "Unsqueeze", "Squeeze", "Reshape", "Flatten", "Transpose", "Gather", "Identity"})
 _KEPT = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _logger = logging.getLogger(__name__)
 
 
 def normalise(model: ir.Model) -> ir.Model:
-    """A new model that computes the same; ``model`` stays as it is and the two share their weights.
+    """Put a simpler graph that computes the same into ``model``, and return it.
 
-    Constant nodes become initializers; operators with constant operands are computed where the result is small (16,384 elements) or
-    no larger than the constants it replaces; identities, unread nodes and unread weights go. Inputs and outputs keep their names and
-    order, layers that stay keep theirs. A model that the folder cannot take is returned without folding.
+    Constant nodes become initializers. Operators with constant operands are computed where the result is small (16,384 elements),
+    and weights that are only cut up and put together again are stored in their last form, where that makes the file no larger.
+    Identities, unread nodes and unread weights go. Inputs and outputs keep their names and order, layers that stay keep theirs.
+    Where the folder fails nothing is folded, and the log says so.
     """
+    model.graph = _simplest(model).graph
+    return model
+
+
+def _simplest(model: ir.Model) -> ir.Model:
     try:
-        return _normalised(model, fold=True)
+        moved = _normalised(model, fold=_Foldable(model, large=True))
+        if weight_bytes(moved) <= weight_bytes(model) + MAX_GROWTH_BYTES:
+            return moved
+        return _normalised(model, fold=_Foldable(model))
     except Exception as error:  # the folder runs onnx's reference operators; a gap in those must not cost the user the model
         _logger.warning("constants were not folded: %s", " ".join(str(error).split())[:300])
-        return _normalised(model, fold=False)
+        return _normalised(model, fold=None)
 
 
-def _normalised(model: ir.Model, *, fold: bool) -> ir.Model:
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of all constants, whether initializers or Constant nodes, of inner graphs too."""
+    stored = [value.const_value for graph in (model.graph, *model.graph.subgraphs()) for value in graph.initializers.values()]
+    inline = [attribute.as_tensor() for node in model.graph.all_nodes() for attribute in node.attributes.values()
+              if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref()]
+    return sum(tensor.nbytes for tensor in (*stored, *inline) if tensor is not None)
+
+
+def _normalised(model: ir.Model, *, fold: _Foldable | None) -> ir.Model:
     new = model.clone()
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(new)
-    if fold:
-        foldable = _Foldable(new)
-        optimizer.fold_constants(new, input_size_limit=_MAX_OPERAND_ELEMENTS, output_size_limit=MAX_FOLDED_ELEMENTS,
-                                 should_fold=foldable)
+    if fold is not None:
+        optimizer.fold_constants(new, input_size_limit=_LARGE_ELEMENTS, output_size_limit=_LARGE_ELEMENTS, should_fold=fold)
+        new = new.clone()  # the dead branch of an If that was decided goes on counting as a reader of weights; a copy forgets it
     for graph in (new.graph, *new.graph.subgraphs()):
         _drop_identities(graph)
     passes.RemoveUnusedNodesPass()(new)
@@ -58,24 +79,33 @@ def _normalised(model: ir.Model, *, fold: bool) -> ir.Model:
 
 
 class _Foldable:
-    """Whether a node may be computed now: False forbids, True demands, as ``fold_constants`` understands them."""
+    """Whether a node may be computed now: False forbids, True demands, as ``fold_constants`` understands them.
 
-    def __init__(self, model: ir.Model) -> None:
+    large: weights of any size may be sliced and put together again; the caller looks afterwards whether the originals went.
+    """
+
+    def __init__(self, model: ir.Model, *, large: bool = False) -> None:
         self._versions = dict(model.opset_imports)
+        self._large = large
+        self._growth = MAX_GROWTH_BYTES
 
-    def __call__(self, node: ir.Node) -> bool | None:
+    def __call__(self, node: ir.Node) -> bool:
         if node.op_type in _KEPT:
             return False
         tensors = [None if value is None else value.const_value for value in node.inputs]
         held = sum(tensor.nbytes for tensor in tensors if tensor is not None)
         if any(tensor is not None and tensor.size > _MAX_OPERAND_ELEMENTS for tensor in tensors):
-            # A transposed weight takes the place of the weight; anything else would keep two large tensors.
-            return None if node.op_type == "Transpose" else False
+            return self._large and node.op_type in _MOVES and all(map(_is_movable, tensors))
         elements = self._result_elements(node, tensors)
         if elements is None:
             return False
-        small = elements <= MAX_FOLDED_ELEMENTS and elements * 8 <= max(4096, 2 * held)
-        return True if small or elements <= 64 else False
+        if self._large and node.op_type in _MOVES:
+            return True
+        grown = max(8 * elements - held, 0)  # at most: no type that is folded has more than 8 bytes an element
+        if elements > MAX_FOLDED_ELEMENTS or grown > max(_MAX_GROWN_BYTES, held) or grown > self._growth:
+            return False
+        self._growth -= grown
+        return True
 
     def _result_elements(self, node: ir.Node, tensors: list[ir.TensorProtocol | None]) -> int | None:
         """How many elements the outputs have, by onnx's shape inference on the real operands; None where it cannot tell."""
@@ -93,6 +123,11 @@ class _Foldable:
         if len(shapes) != len(node.outputs) or any(not size.HasField("dim_value") for shape in shapes for size in shape):
             return None
         return sum(math.prod(size.dim_value for size in shape) for shape in shapes)
+
+
+def _is_movable(tensor: ir.TensorProtocol | None) -> bool:
+    """Weights that stay on disk until they are used stay there."""
+    return tensor is None or (tensor.size <= _LARGE_ELEMENTS and not isinstance(tensor, ir.ExternalTensor))
 
 
 def _drop_identities(graph: ir.Graph) -> None:

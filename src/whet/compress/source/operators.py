@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -84,7 +86,8 @@ def check_schemas(model: ir.Model, asked: str) -> None:
     try:
         onnx.checker.check_model(proto)
     except Exception as error:  # whatever the C++ checker raises on a damaged file
-        raise Refused(asked, found=f"onnx's checker says: {_first_line(error)}", do="correct the export; a runtime would refuse it too") from error
+        raise Refused(asked, found=f"onnx's checker says: {_first_line(error)}",
+                      do="correct the export; a runtime would refuse it too") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -106,5 +109,5 @@ def _runtime_operators() -> frozenset[tuple[str, str]]:
     """(domain, operator) of everything onnxruntime has; empty where this build does not tell."""
     from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 
-    schemas = getattr(runtime, "get_all_operator_schema", list)()
+    schemas: Iterable[Any] = getattr(runtime, "get_all_operator_schema", list)()
     return frozenset((schema.domain, schema.name) for schema in schemas)

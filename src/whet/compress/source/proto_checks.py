@@ -24,7 +24,8 @@ def check_proto(proto: onnx.ModelProto, folder: Path | None, asked: str) -> None
     if not proto.HasField("graph"):
         raise Refused(asked, found="there is no ONNX graph in it", do="give an ONNX model; a file that was cut off must be copied again")
     if not proto.opset_import:
-        raise Refused(asked, found="it does not say which operator set it uses", do="the file was probably cut off: copy or export it again")
+        raise Refused(asked, found="it does not say which operator set it uses",
+                      do="the file was probably cut off: copy or export it again")
     if len({(opset.domain, opset.version) for opset in proto.opset_import}) != len({opset.domain for opset in proto.opset_import}):
         raise Refused(asked, found="it names one operator set in two versions", do="export it again")
     _check_functions(proto, asked)
@@ -64,7 +65,8 @@ class _GraphCheck:
         given = [*inputs, *set(weights).difference(inputs)]
         self.body(graph.node, given, [value.name for value in graph.output], outer)
 
-    def body(self, nodes: Iterable[onnx.NodeProto], given: Iterable[str], outputs: Iterable[str], outer: tuple[frozenset[str], ...]) -> None:
+    def body(self, nodes: Iterable[onnx.NodeProto], given: Iterable[str], outputs: Iterable[str],
+             outer: tuple[frozenset[str], ...]) -> None:
         """Check the nodes of a graph or function, of which the values ``given`` are known from the start."""
         if len(outer) >= MAX_DEPTH:
             raise Refused(self.asked, found=f"graphs nested more than {MAX_DEPTH} deep", do="no runtime would load it; export it again")
@@ -131,7 +133,8 @@ def _graphs(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
 def _refuse_twice(names: Iterable[str], kind: str, asked: str) -> None:
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise Refused(asked, found=f"the {kind} {twice!r} is defined twice", do="every value of a model has one definition; export it again")
+        raise Refused(asked, found=f"the {kind} {twice!r} is defined twice",
+                      do="every value of a model has one definition; export it again")
 
 
 def _refuse_cycle(nodes: list[onnx.NodeProto], reads: list[set[str]], given: frozenset[str], here: frozenset[str], asked: str) -> None:

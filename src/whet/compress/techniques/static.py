@@ -46,6 +46,11 @@ def foresee(layer: Layer, target: Target, *, ranges: str = "minmax", percentile:
     """What the target's runtime executes in integers."""
     if layer.op not in target.fused_ops:
         return Foresight(False, note=f"{target.runtime} has no integer kernel for it on this target")
+    if layer.op in target.moving_ops:
+        return Foresight(True, "", target.activation_dtype, 8, runs_as=f"{layer.op} of codes", note="follows its neighbours")
+    speed = target.speed("static", layer.op)
+    if speed and speed.ratio < 1 and not layer.weight_shape:
+        return Foresight(False, note=f"its integer kernel runs at {speed.ratio:g} of float's speed on this target")
     return Foresight(True, target.weight_dtype if layer.weight_shape else "", target.activation_dtype, 8, runs_as=f"int8 {layer.op}")
 
 

@@ -1,0 +1,42 @@
+"""From measured trials to the front and the winner. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from whet.core.front import front
+from whet.core.outcome import GOALS, Trial
+
+# Two values of the goal this near are equal; then the smaller file wins.
+EQUAL = 0.03
+_AXES = ("drop", "latency_ratio", "size_bytes", "model_rss_bytes")
+
+
+def with_front(trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """The trials, those marked that no other one beats in drop, latency, size and memory (those of the four that all have)."""
+    measured = [trial for trial in trials if trial.status == "measured"]
+    axes = [name for name in _AXES if measured and all(trial.value(name) is not None for trial in measured)]
+    best = set(front({trial.name: [trial.value(name) or 0.0 for name in axes] for trial in measured})) if axes else set()
+    return tuple(replace(trial, on_front=trial.name in best) for trial in trials)
+
+
+def winner(trials: Sequence[Trial], goal: str, original: str) -> str:
+    """The name of the best trial that passed its gates; "" where none did. The original is no answer."""
+    passed = [trial for trial in trials if trial.passed and trial.name != original and trial.value(GOALS[goal]) is not None]
+    if not passed:
+        return ""
+    best = min(trial.value(GOALS[goal]) or 0.0 for trial in passed)
+    equal = [trial for trial in passed if (trial.value(GOALS[goal]) or 0.0) <= best * (1 + EQUAL)]
+    order = ("size_bytes", "drop") if goal != "size" else ("latency_ratio", "drop")
+    return min(equal, key=lambda trial: tuple(_or_last(trial.value(name)) for name in order)).name
+
+
+def closest(trials: Sequence[Trial], original: str) -> str:
+    """The name of the refused trial with the least excess over its gates; "" where nothing was measured."""
+    refused = [trial for trial in trials if trial.status == "measured" and trial.name != original and trial.verdict is not None]
+    return min(refused, key=lambda trial: trial.verdict.excess if trial.verdict else 0.0).name if refused else ""
+
+
+def _or_last(value: float | None) -> float:
+    return float("inf") if value is None else value

@@ -1,0 +1,233 @@
+"""``optimize``: try, measure, judge, choose, and write down why."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from whet.compress.artifacts import MODEL_NAME, load, original_artifact, source_file, tool_versions, write_artifact
+from whet.compress.data import Dataset, check_overlap, load_data, split
+from whet.compress.evaluate import DEFAULT_FIDELITY, fidelity_quantity
+from whet.compress.graph import GraphModel
+from whet.compress.measure import inspect
+from whet.compress.optimize import words
+from whet.compress.optimize.bench import Bench
+from whet.compress.optimize.blame import damage, sentences
+from whet.compress.optimize.choose import closest, winner, with_front
+from whet.compress.optimize.gates import Limits, gates_for
+from whet.compress.optimize.layers import layer_reports, times_of
+from whet.compress.optimize.search import Idea, faster_in_float, first_ideas, gentler
+from whet.compress.optimize.trials import Workshop
+from whet.compress.recipes import as_target
+from whet.compress.report import write_report
+from whet.compress.runtime import outputs_of
+from whet.core.errors import Refused
+from whet.core.gate import Gate, judge
+from whet.core.outcome import Outcome, Trial
+from whet.core.progress import Task, task
+from whet.core.recipe import Recipe, Step
+from whet.core.target import Target
+from whet.device.files import new_folder, write_file
+from whet.device.machine import describe, stamp
+
+ORIGINAL = "original"
+# Where no limit of the drop is given: one point of accuracy and the like; fidelity has its own (docs/metrics.md).
+DEFAULT_DROP = 0.01
+CALIBRATION_SAMPLES = 300
+
+
+def optimize(model: Any, *, data: Any, out: str | os.PathLike[str], calibration: Any = None, metric: str | Callable[..., Any] | None = None,
+             target: Target | str = "host", minimize: str = "latency", max_drop: float | None = None, max_latency_ms: float | None = None,
+             max_size_bytes: float | None = None, max_memory_bytes: float | None = None, confidence: float = 0.95, seconds: float = 2.0,
+             time_budget_s: float | None = None, example_inputs: Any = None, seed: int = 0, command: str = "") -> Outcome:
+    """Find the best version of ``model`` for ``target``, measure everything, and ship nothing that is worse than asked.
+
+    model: whatever ``whet.load`` takes. data: samples to judge by (see ``whet.load_data``); with labels ``metric`` is "accuracy" by
+    default, without labels "fidelity" to the original. calibration: samples to find ranges by, which must not be among ``data``;
+    where none are given they are split off ``data``. minimize: latency, size, memory or energy.
+    max_drop: how much of the metric may be lost, 0.01 = one point of accuracy; the one-sided bound of the drop at ``confidence`` is
+    what must be below it. seconds: of timing, for each candidate. time_budget_s: no trial begins after that; None tries all.
+
+    Writes into the folder ``out``: best/ (model.onnx and whet.json), recipe.toml, report.html, report.json, trials/ (everything that
+    was made; an interrupted or repeated call goes on from there). Where nothing passes there is no best/ and no recipe.toml.
+    Raises Refused or Unsupported where the model, the data or the question will not do.
+    """
+    began, at = perf_counter(), stamp().at
+    limits = Limits(max_drop, max_latency_ms, max_size_bytes, max_memory_bytes)
+    graph, place = load(model, example_inputs=example_inputs), as_target(target)
+    evaluation, calibrating, notes = _data(graph, data, calibration, seed)
+    chosen = metric or ("accuracy" if evaluation.labels is not None else "fidelity")
+    with _folder(Path(out)) as folder:
+        bench, parent_id = _bench(graph, model, folder, evaluation, chosen, place, confidence, seconds)
+        first = _original_trial(bench, parent_id)
+        default = DEFAULT_DROP if chosen != "fidelity" else DEFAULT_FIDELITY[fidelity_quantity(bench.outputs)]
+        values = {name: found.value for name, found in first.measurements.items() if found.value is not None}
+        gates = gates_for(minimize, limits, place, values, default)
+        first = replace(first, verdict=judge(gates, first.measurements))
+        search = _Search(Workshop(bench, calibrating, folder / "trials", parent_id), gates, minimize, began, time_budget_s)
+        trials = with_front((first, *search.run()))
+        best = winner(trials, minimize, ORIGINAL)
+        outcome = Outcome(
+            graph.origin, place.name, minimize, str(chosen), gates, trials, best, words.headline(trials, best, minimize, evaluation),
+            closest="" if best else closest(trials, ORIGINAL), data=_described(evaluation, calibrating), machine=describe().to_plain(),
+            tools=tool_versions(), command=command, notes=(*notes, *words.notes(place, trials, search.late)), began=at,
+        )
+        outcome = _explained(outcome, bench, search)
+        return _written(replace(outcome, seconds=round(perf_counter() - began, 1)), folder)
+
+
+@dataclass
+class _Search:
+    """Goes through the ideas; what the first integer model shows decides what comes next."""
+
+    workshop: Workshop
+    gates: tuple[Gate, ...]
+    goal: str
+    began: float
+    budget_s: float | None
+    damage: Mapping[str, float] | None = None
+    late: bool = False
+
+    def run(self) -> tuple[Trial, ...]:
+        bench = self.workshop.bench
+        ideas = list(first_ideas(bench.inventory, bench.target, self.goal))
+        done: list[Trial] = []
+        with task("trying", None) as progress:
+            while ideas:
+                idea = ideas.pop(0)
+                trial = self._try(idea, progress)
+                if trial is None:
+                    break
+                done.append(trial)
+                if idea.name == "int8" and trial.status == "measured":
+                    ideas = [*self._after_int8(trial), *ideas]
+            if not any(trial.passed for trial in done) and not self.late:
+                done += self._gentler(done, progress)
+        return tuple(done)
+
+    def _try(self, idea: Idea, progress: Task) -> Trial | None:
+        """The trial; None where the time is up."""
+        if self.budget_s is not None and perf_counter() - self.began > self.budget_s:
+            self.late = True
+            return None
+        trial = self.workshop.trial(idea, self.gates)
+        progress.advance(note=words.progress(trial))
+        return trial
+
+    def _after_int8(self, trial: Trial) -> tuple[Idea, ...]:
+        """Layers that are slower in integers than in float stay in float."""
+        bench = self.workshop.bench
+        if not bench.target.here or self.goal not in ("latency", "energy"):
+            return ()
+        made = load(self.workshop.model_of(trial).parent)
+        before, after = (times_of(graph, bench.feeds, bench.target.threads) for graph in (bench.original.folded(), made))
+        weighted = [layer.name for layer in bench.inventory.layers if layer.op in ("Conv", "Gemm", "MatMul") and layer.weight_shape]
+        return faster_in_float(before, after, weighted)
+
+    def _gentler(self, done: list[Trial], progress: Task) -> list[Trial]:
+        """Where the integer models lose too much: the layers that do most harm stay in float."""
+        lossy = [trial for trial in done if trial.status == "measured" and trial.recipe.steps[0].technique == "static"]
+        if not lossy:
+            return []
+        step = min(lossy, key=lambda trial: trial.verdict.excess if trial.verdict else 0.0).recipe.steps[0]
+        self.find_damage(step)
+        tried = (self._try(idea, progress) for idea in gentler(self.damage or {}, step.exclude, step.options))
+        return [trial for trial in tried if trial is not None]
+
+    def find_damage(self, step: Step) -> Mapping[str, float]:
+        """What each layer does to the output when it alone is quantised; found once."""
+        if self.damage is None:
+            bench = self.workshop.bench
+            self.damage = damage(bench.original, step, bench.target, self.workshop.calibration)
+        return self.damage
+
+
+def _data(graph: GraphModel, data: Any, calibration: Any, seed: int) -> tuple[Dataset, Dataset, tuple[str, ...]]:
+    """(evaluation, calibration, notes). Calibration is split off where it is not given; an overlap is Refused."""
+    evaluation = load_data(data, graph.inputs)
+    if calibration is not None:
+        calibrating = load_data(calibration, graph.inputs)
+        check_overlap(calibrating, evaluation)
+        return evaluation, calibrating, ()
+    if len(evaluation) < 4:
+        raise Refused("split calibration samples off the data", found=f"{len(evaluation)} samples", do="give more data, or --calibration")
+    count = min(CALIBRATION_SAMPLES, max(len(evaluation) // 5, 2))
+    calibrating, rest = split(evaluation, count=count, seed=seed)
+    return rest, calibrating, (f"{count} samples were split off the evaluation data for calibration; they are not evaluated on",)
+
+
+@contextmanager
+def _folder(out: Path) -> Iterator[Path]:
+    """The output folder. It stays, whatever happens: the finished trials in it are what a later call goes on from."""
+    try:
+        (out / "trials").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"write into {out}", found=error.strerror or str(error), do="choose another output folder") from error
+    yield out
+
+
+def _bench(graph: GraphModel, source: Any, folder: Path, data: Dataset, metric: Any, target: Target, confidence: float,
+           seconds: float) -> tuple[Bench, str]:
+    """The bench, and the id of the original artifact."""
+    given = source_file(source)
+    artifact = original_artifact(graph, given)
+    path = given or folder / "trials" / ORIGINAL / MODEL_NAME
+    if given is None and not path.is_file():
+        write_artifact(graph, path.parent, parent=None)
+    outputs = outputs_of(graph, data, threads=target.threads if target.here else None)
+    feeds = next(iter(data.batches(graph.fixed_batch or 1)))
+    found = replace(inspect(graph), file_bytes=artifact.size_bytes)
+    return Bench(graph, path, found, data, metric, target, outputs, feeds, confidence, seconds), graph.artifact_id or artifact.artifact_id
+
+
+def _original_trial(bench: Bench, parent_id: str) -> Trial:
+    measured = bench.measure(bench.original, bench.path, {})
+    return Trial(ORIGINAL, Recipe(), measurements={name: replace(found, artifact=parent_id) for name, found in measured.items()})
+
+
+def _described(evaluation: Dataset, calibration: Dataset) -> dict[str, Any]:
+    return {name: {"source": each.source, "samples": len(each), "sha256": each.content_hash, "labels": each.labels is not None}
+            for name, each in (("evaluation", evaluation), ("calibration", calibration))}
+
+
+def _explained(outcome: Outcome, bench: Bench, search: _Search) -> Outcome:
+    """Layers of the winner, or of what came closest; and the blame where nothing passed."""
+    trial = outcome.trial(outcome.winner or outcome.closest)
+    if trial is None or not trial.path:
+        return outcome
+    blame: tuple[str, ...] = ()
+    if not outcome.winner and trial.recipe.steps[0].technique == "static":
+        found = search.find_damage(trial.recipe.steps[0])
+        blame = sentences(found, {layer.name: layer.op for layer in bench.inventory.layers})
+    made = load(search.workshop.model_of(trial).parent)
+    layers = layer_reports(bench.original, made, search.workshop.calibration, bench.feeds, bench.target, search.damage)
+    return replace(outcome, layers=layers, blame=blame)
+
+
+def _written(outcome: Outcome, folder: Path) -> Outcome:
+    """best/, recipe.toml and the reports; what an earlier call left there is replaced or taken away."""
+    trial = outcome.trial(outcome.winner)
+    if trial is not None and trial.artifact is not None:
+        with new_folder(folder / "best") as best:
+            model = load((folder / "trials" / trial.path).parent)
+            model.save(best / MODEL_NAME)
+            write_file(best / "whet.json", trial.artifact.to_json())
+        write_file(folder / "recipe.toml", trial.recipe.to_text())
+    else:
+        _take_away(folder)
+    write_report(outcome, folder)
+    return outcome
+
+
+def _take_away(folder: Path) -> None:
+    """A best/ of an earlier, laxer question must not pass for the answer to this one."""
+    if (folder / "best").is_dir():
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".old-") as old:
+            os.replace(folder / "best", Path(old) / "best")
+    (folder / "recipe.toml").unlink(missing_ok=True)

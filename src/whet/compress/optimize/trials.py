@@ -1,0 +1,85 @@
+"""One trial: make a candidate, measure it, keep it. What was done once is not done again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+
+import whet
+from whet.compress.apply import apply_recipe
+from whet.compress.artifacts import MODEL_NAME, load, write_artifact
+from whet.compress.data.dataset import Dataset
+from whet.compress.optimize.bench import Bench
+from whet.compress.optimize.search import Idea
+from whet.compress.plan import techniques_of
+from whet.core.document import digest
+from whet.core.errors import Untrusted, WhetError
+from whet.core.gate import Gate, judge
+from whet.core.outcome import Trial
+from whet.core.recipe import Recipe
+from whet.device.files import new_folder, write_file
+from whet.device.machine import describe
+
+TRIAL_NAME = "trial.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Workshop:
+    """Where trials are made. folder: holds one folder a trial, named by the hash of all that went into it."""
+
+    bench: Bench
+    calibration: Dataset
+    folder: Path
+    parent_id: str
+
+    def trial(self, idea: Idea, gates: tuple[Gate, ...]) -> Trial:
+        """The idea made and measured, or read back where that was done before. A failure is a trial too, with the reason."""
+        if idea.skip:
+            return Trial(idea.name, idea.recipe, "skipped", idea.skip)
+        place = self.folder / self.key(idea.recipe)
+        found = _kept(place)
+        if found is None:
+            try:
+                found = self._made(idea, place)
+            except Untrusted:
+                raise
+            except WhetError as error:
+                return Trial(idea.name, idea.recipe, "failed", str(error))
+        return replace(found, name=idea.name, verdict=judge(gates, found.measurements))
+
+    def key(self, recipe: Recipe) -> str:
+        """16 hex digits of everything that the trial's figures depend on."""
+        bench = self.bench
+        parts = [whet.__version__, self.parent_id, recipe.to_plain().get("step"), bench.target.digest, self.calibration.content_hash,
+                 bench.data.content_hash, str(bench.metric), bench.confidence, bench.seconds, describe().fingerprint, describe().onnxruntime]
+        return digest(parts)[:16]
+
+    def model_of(self, trial: Trial) -> Path:
+        """The file of a trial's model."""
+        return self.folder / trial.path
+
+    def _made(self, idea: Idea, place: Path) -> Trial:
+        began = perf_counter()
+        model = apply_recipe(self.bench.original, idea.recipe, self.bench.target, calibration=self.calibration)
+        seconds = perf_counter() - began
+        with new_folder(place) as beside:
+            made = beside / "artifact"
+            artifact = write_artifact(model, made, parent=self.parent_id, recipe=idea.recipe, target=self.bench.target.name)
+            measured = self.bench.measure(load(made), made / MODEL_NAME, techniques_of(self.bench.original, idea.recipe, self.bench.target))
+            for name, measurement in measured.items():
+                measured[name] = replace(measurement, artifact=artifact.artifact_id)
+            trial = Trial(idea.name, idea.recipe, artifact=artifact, path=f"{place.name}/artifact/{MODEL_NAME}", measurements=measured,
+                          seconds=round(seconds, 3))
+            write_file(beside / TRIAL_NAME, trial.to_json())
+        return trial
+
+
+def _kept(place: Path) -> Trial | None:
+    """The finished trial in that folder; None where there is none, or where it is damaged and must be made again."""
+    try:
+        trial = Trial.from_json((place / TRIAL_NAME).read_bytes())
+        load(place / "artifact")
+    except (OSError, WhetError):
+        return None
+    return trial

@@ -1,0 +1,114 @@
+"""``plan``: what a recipe would do to each layer on a target and what it would cost. No work is done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from whet.compress import estimate
+from whet.compress.artifacts import load
+from whet.compress.graph import GraphModel
+from whet.compress.measure import inspect
+from whet.compress.put.sites import sites
+from whet.compress.recipes import as_recipe, as_target
+from whet.compress.technique import Foresight, technique
+from whet.core.errors import Unsupported
+from whet.core.inventory import Inventory, Layer
+from whet.core.measurement import Measurement
+from whet.core.plan import Plan, PlannedLayer
+from whet.core.recipe import Recipe, Step, matched
+from whet.core.target import Target
+
+SAMPLES = 300  # calibration samples that the time is told for, where the caller does not say
+
+
+def plan(model: Any, recipe: Recipe | str | os.PathLike[str], *, target: Target | str = "host", samples: int = SAMPLES,
+         example_inputs: Any = None, options: Mapping[str, Any] | None = None) -> Plan:
+    """The recipe resolved against the model and the target.
+
+    model: whatever ``whet.load`` takes. recipe: a Recipe, the path of a TOML file, or the name of a technique (with ``options``).
+    samples: how many calibration samples the time is estimated for.
+    Raises Refused where a step matches nothing or an option is unknown, Unsupported where nothing at all could be done.
+    """
+    graph = load(model, example_inputs=example_inputs)
+    chosen, place = as_recipe(recipe, options), as_target(target)
+    found = inspect(graph)
+    return resolve(graph, chosen, place, found, samples=samples)
+
+
+def resolve(graph: GraphModel, recipe: Recipe, target: Target, found: Inventory, *, samples: int = SAMPLES) -> Plan:
+    """``plan`` for a model whose inventory is known."""
+    folded = graph.folded()
+    after: dict[str, Foresight] = {}
+    by: dict[str, str] = {}
+    notes: dict[str, str] = {}
+    for step in recipe.steps:
+        foresights = _foresights(folded, step, graph, target)
+        if not any(each.applies for each in foresights.values()):
+            reasons = "; ".join(sorted({each.note for each in foresights.values() if each.note})[:3])
+            raise Unsupported(f"plan {step.technique}", found=reasons or "it changes none of the layers it names", do="choose other layers")
+        for name, foresight in foresights.items():
+            notes[name] = foresight.note
+            if foresight.applies:
+                after[name], by[name] = foresight, step.technique
+    left = {node.name for node in folded.nodes}
+    layers = tuple(_planned(layer, after.get(layer.name), by.get(layer.name, ""), notes.get(layer.name, ""), layer.name in left)
+                   for layer in found.layers)
+    calibrated = any(technique(step.technique).needs == "calibration" for step in recipe.steps)
+    return Plan(graph.origin, recipe, target.name, layers, _costs(found, after, by, target, calibrated, samples), _warnings(found, by, target))
+
+
+def techniques_of(graph: GraphModel, recipe: Recipe, target: Target) -> dict[str, str]:
+    """The technique that the recipe uses on each layer that it changes; the last one where there are several."""
+    folded = graph.folded()
+    return {name: step.technique for step in recipe.steps
+            for name, found in _foresights(folded, step, graph, target).items() if found.applies}
+
+
+def _foresights(folded: GraphModel, step: Step, graph: GraphModel, target: Target) -> dict[str, Foresight]:
+    used = technique(step.technique)
+    options = used.checked(step.options)
+    names = matched(step, graph.nodes)
+    layers = {layer.name: layer for layer in folded.plain_layers()}
+    found = {name: used.foresee(layers[name], target, **options) for name in names if name in layers}
+    if used.needs != "calibration":
+        return found
+    together = sites(folded.ir.graph, [name for name, each in found.items() if each.applies], target)
+    alone = "its neighbours compute in float, so the conversions would cost more than they gain"
+    moves = target.moving_ops
+    return {name: each if not each.applies or name in together or layers[name].op in moves else Foresight(False, note=alone)
+            for name, each in found.items()}
+
+
+def _planned(layer: Layer, found: Foresight | None, technique_name: str, note: str, exists: bool) -> PlannedLayer:
+    if found is None:
+        reason = note if exists else "folded into the layer before it"
+        return PlannedLayer(layer.name, layer.op, "", layer.weight_dtype, "", f"float32 {layer.op}" if exists else "", layer.weight_bytes,
+                            layer.weight_bytes if exists else 0, reason)
+    return PlannedLayer(layer.name, layer.op, technique_name, found.weights if layer.weight_shape else "", found.activations, found.runs_as,
+                        layer.weight_bytes, estimate.weight_bytes(layer, found), found.note)
+
+
+def _costs(found: Inventory, after: Mapping[str, Foresight], by: Mapping[str, str], target: Target, calibrated: bool,
+           samples: int) -> tuple[Measurement, ...]:
+    from whet.device.machine_limits import machine_limits
+
+    rate = machine_limits().float32_macs_per_s
+    return (estimate.size_measurement(found, after), estimate.latency_measurement(found, by, target),
+            estimate.working_memory(found, calibrated, batch=32), estimate.working_seconds(found, samples if calibrated else 0, rate))
+
+
+def _warnings(found: Inventory, by: Mapping[str, str], target: Target) -> tuple[str, ...]:
+    """What users regret: techniques that make an operator slower on this target, said before any work."""
+    slow: dict[tuple[str, str], int] = {}
+    for layer in found.layers:
+        speed = target.speed(by[layer.name], layer.op) if layer.name in by else None
+        if speed and speed.ratio < 1 and layer.macs:
+            slow[by[layer.name], layer.op] = slow.get((by[layer.name], layer.op), 0) + 1
+    lines = []
+    for (name, op), count in slow.items():
+        speed = target.speed(name, op)
+        assert speed is not None
+        lines.append(f"{name} makes {op} slower on {target.name}: {speed.ratio:g} of float's speed ({count} layers; {speed.source})")
+    return tuple(lines)

@@ -18,6 +18,7 @@ from whet.core.artifact import Artifact, ModelFile
 from whet.core.document import Document, FrozenMap, canonical_json, digest, freeze, parse_json, plain_of
 from whet.core.errors import Refused
 from whet.core.gate import Gate
+from whet.core.inventory import Layer
 from whet.core.measurement import Interval, Measurement
 from whet.core.recipe import Recipe, Step
 from whet.core.target import Target
@@ -197,6 +198,8 @@ def test_refusals_name_the_field_what_was_found_and_what_was_expected(plain: dic
 def test_refusals_name_the_place_inside() -> None:
     with pytest.raises(Refused, match=r"Step\.to\[1\]: 2 where a text"):
         Recipe.from_plain({"step": [{"apply": "static", "to": ["a", 2]}]})
+    with pytest.raises(Refused, match=r"Layer\.parameters: True where a whole number"):
+        Layer.from_plain({"name": "", "op": "", "parameters": True})
     with pytest.raises(Refused, match=r"Target\.limits\.size_bytes: 'big' where a number"):
         Target.from_plain({"name": "", "title": "", "runtime": "", "isa": "", "threads": 1, "limits": {"size_bytes": "big"}})
     with pytest.raises(Refused, match=r"Interval\.low"):  # an optional document says what is wrong inside it
@@ -305,6 +308,12 @@ def test_totals() -> None:
     artifact = Artifact("onnx", (), (), (ModelFile("a", "", 2), ModelFile("b", "", 3)))
     assert artifact.size_bytes == 5
     assert artifact.artifact_id == artifact.digest
+
+
+@pytest.mark.parametrize("text", ["[1e999]", "[-1e999]", "[NaN]", "Infinity"])
+def test_parse_json_reads_no_number_that_is_none(text: str) -> None:
+    with pytest.raises(Refused, match="not valid JSON"):
+        parse_json(text, what="a test")
 
 
 def test_parse_json_names_what_it_read() -> None:

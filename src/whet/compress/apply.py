@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from whet.compress.artifacts import load, original_artifact, source_file, write_artifact
 from whet.compress.calibrate import collect
-from whet.compress.data.dataset import Dataset
+from whet.compress.data import Dataset, load_data
 from whet.compress.graph import GraphModel
 from whet.compress.put.sites import Site
 from whet.compress.ranges import NEEDS_HISTOGRAM
+from whet.compress.recipes import as_recipe, as_target
 from whet.compress.statistics import Statistics
 from whet.compress.technique import Change, Technique, technique
 from whet.core.errors import Refused, Unsupported
@@ -17,6 +21,26 @@ from whet.core.inventory import Layer
 from whet.core.progress import track
 from whet.core.recipe import Recipe, Step, matched
 from whet.core.target import Target
+
+
+def apply(model: Any, recipe: Recipe | Step | str | os.PathLike[str], *, calibration: Any = None, target: Target | str = "host",
+          out: str | os.PathLike[str] | None = None, example_inputs: Any = None, options: Mapping[str, Any] | None = None) -> GraphModel:
+    """Do a recipe to a model.
+
+    model: whatever ``whet.load`` takes. recipe: a Recipe, a Step, the path of a TOML file, or the name of a technique (with its
+    ``options``). calibration: data as ``whet.load_data`` takes it, where a technique needs some. out: a folder for the artifact
+    (model.onnx and whet.json), written whole or not at all; None writes nothing.
+    Raises Refused and Unsupported as ``apply_recipe``.
+    """
+    graph = load(model, example_inputs=example_inputs)
+    chosen, place = as_recipe(recipe, options), as_target(target)
+    data = None if calibration is None else load_data(calibration, graph.inputs)
+    made = apply_recipe(graph, chosen, place, calibration=data)
+    if out is None:
+        return made
+    parent = graph.artifact_id or original_artifact(graph, source_file(model)).artifact_id
+    write_artifact(made, Path(out), parent=parent, recipe=chosen, target=place.name)
+    return load(out)
 
 
 def apply_recipe(model: GraphModel, recipe: Recipe, target: Target, *, calibration: Dataset | None = None) -> GraphModel:

@@ -37,7 +37,7 @@ def measure(model: Any, *, data: Any = None, threads: int | None = None, seconds
     feeds = None if data is None else first_feeds(graph, data)
     shapes = {name: values.shape for name, values in feeds.items()} if feeds else None
     found = inventory(graph.ir, input_shapes=shapes)
-    with _file_of(graph, source_file(model)) as path:
+    with opened_file(graph, source_file(model)) as path:
         return profile(path, feeds=feeds, threads=threads, options=graph.session_options, limits=machine_limits(threads=threads),
                        seconds=seconds, macs=macs_by_dtype(found), weight_bytes=found.weight_bytes)
 
@@ -57,7 +57,7 @@ def macs_by_dtype(found: Inventory) -> dict[str, int]:
     return macs
 
 
-def _file_of(graph: GraphModel, file: Path | None) -> AbstractContextManager[Path]:
+def opened_file(graph: GraphModel, file: Path | None) -> AbstractContextManager[Path]:
     """The model as a file: its own, or a temporary one."""
     return nullcontext(file) if file else _Temporary(graph)
 

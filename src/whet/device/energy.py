@@ -26,7 +26,8 @@ from whet.device.session import Array, run
 POWERCAP = Path("/sys/class/powercap")
 # pJ of one multiply-accumulate: multiplication + addition, Horowitz' figures. An int8 product is added in int32.
 MAC_PJ = {"float32": 3.7 + 0.9, "float16": 1.1 + 0.4, "int8": 0.2 + 0.1}
-_PRICED_AS = {"bfloat16": "float16", "uint8": "int8", "int4": "int8", "uint4": "int8", "int2": "int8", "uint2": "int8"}  # kernels widen small ones
+# Small whole numbers are widened to 8 bits by the kernels.
+_PRICED_AS = {"bfloat16": "float16", "uint8": "int8", "int4": "int8", "uint4": "int8", "int2": "int8", "uint2": "int8"}
 DRAM_PJ_PER_BYTE = (1300 / 8, 2600 / 8)  # DRAM: 1.3 to 2.6 nJ for 64 bits
 WINDOWS = 6  # smallest..largest of six independent windows holds the median with 1 - 2^-5 = 97 %
 

@@ -6,7 +6,7 @@ blocks are treated as independent, which they nearly are once a block outlasts a
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import comb
 
 import numpy as np
@@ -50,7 +50,7 @@ def order_statistic_interval(ordered: Floats, confidence: float) -> tuple[float,
     """
     n = len(ordered)
     # covers[k]: the chance that the median lies between the (k+1)-th smallest and the (k+1)-th largest.
-    covers = [1 - 2 * sum(comb(n, i) for i in range(k + 1)) / 2**n for k in range((n + 1) // 2)]
+    covers = [1 - 2 * outside / 2**n for outside in accumulate(comb(n, k) for k in range((n + 1) // 2))]
     if covers[0] <= confidence or len(covers) < 2:
         return float(ordered[0]), float(ordered[-1]), covers[0]
     k = max(at for at, chance in enumerate(covers) if chance >= confidence)
@@ -76,13 +76,13 @@ def bootstrap_interval(
     if len(pieces) < 2:
         return None
     drawn = np.random.default_rng(seed).integers(len(pieces), size=(resamples, len(pieces)))
-    counts = np.stack([np.bincount(row, minlength=len(pieces)) for row in drawn])  # [resamples, blocks]
+    counts = np.stack([np.bincount(row, minlength=len(pieces)) for row in drawn]).astype(float)  # [resamples, blocks]
     sizes = counts @ np.array([len(piece) for piece in pieces])
     if quantile is None:
         estimates = counts @ np.array([piece.sum() for piece in pieces]) / sizes
     else:
         grid = np.unique(np.quantile(np.concatenate(pieces), np.linspace(0, 1, 4097)))
-        below = np.stack([np.searchsorted(np.sort(piece), grid, side="right") for piece in pieces])  # [blocks, grid]
+        below = np.stack([np.searchsorted(np.sort(piece), grid, side="right") for piece in pieces]).astype(float)  # [blocks, grid]
         estimates = grid[np.argmax(counts @ below >= quantile * sizes[:, None], axis=1)]
     tail = (1 - confidence) / 2
     low, high = np.quantile(estimates, [tail, 1 - tail])

@@ -52,7 +52,8 @@ def energies(parent: Array, candidate: Array) -> tuple[Array, Array]:
         rows = slice(start, start + step)
         one = parent[rows].reshape(len(parent[rows]), -1).astype(np.float64)
         other = candidate[rows].reshape(len(one), -1).astype(np.float64)
-        error[rows], signal[rows] = np.square(one - other).sum(axis=1), np.square(one).sum(axis=1)
+        with np.errstate(invalid="ignore"):  # infinity minus infinity: whoever asks looks whether the energies are finite
+            error[rows], signal[rows] = np.square(one - other).sum(axis=1), np.square(one).sum(axis=1)
     return error, signal
 
 

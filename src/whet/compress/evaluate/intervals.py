@@ -49,6 +49,8 @@ def tango_interval(lost: int, gained: int, n: int, confidence: float) -> Interva
 
     with q the maximum-likelihood share of `gained` under d, the larger root of 2n q^2 + B q + C = 0. z falls with d, so each end is one
     root. Unlike a bootstrap it has a width where nothing differs: with no discordant pair the upper end is z^2 / (n + z^2).
+    Coverage of the upper end at a nominal 0.95, enumerated for n of 100 to 10000, up to 6 % lost and 1 % gained, true drop >= 0: 0.933 at
+    worst, 0.958 in the median. (Where the candidate is really better it is down to 0.91, which no gate with a limit >= 0 can feel.)
     """
     from scipy.optimize import brentq
     from scipy.stats import norm

@@ -132,7 +132,8 @@ class _Search:
 
     def _gentler(self, done: list[Trial], progress: Task) -> list[Trial]:
         """Where the integer models lose too much: the layers that do most harm stay in float."""
-        lossy = [trial for trial in done if trial.status == "measured" and trial.recipe.steps[0].technique == "static"]
+        lossy = [trial for trial in done if trial.status == "measured" and trial.recipe.steps[0].technique == "static"
+                 and trial.verdict is not None and any(reason.measurement == "drop" and not reason.passed for reason in trial.verdict.reasons)]
         if not lossy:
             return []
         step = min(lossy, key=lambda trial: trial.verdict.excess if trial.verdict else 0.0).recipe.steps[0]

@@ -19,6 +19,7 @@ from whet.core.target import Target
 WORTHWHILE_SHARE = 0.1
 # Products of this many weights are where packed 4-bit kernels begin to pay.
 _LARGE_PRODUCT = 1 << 16
+_NAME_LENGTH = 40  # of a layer in the name of an idea; exporters write names of 200 letters
 
 
 @dataclass(frozen=True)
@@ -86,4 +87,5 @@ def _share(found: Inventory, ops: tuple[str, ...]) -> float:
 
 
 def _named(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    first = names[0] if len(names[0]) <= _NAME_LENGTH else "..." + names[0][-_NAME_LENGTH + 3 :]
+    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from whet.compress.edit import Editor
 from whet.compress.grid import Array, Grid, Quantised, quantise, quantise_bias, scale_for_bias, weight_grid
-from whet.compress.put.sites import Site, is_mover, readers
+from whet.compress.put.sites import REARRANGERS, Site, is_mover, readers
 from whet.compress.put.storage import stored_codes
 from whet.compress.technique import Change
 from whet.compress.weights import array, constant, rows_first, slots
@@ -49,12 +49,17 @@ def _grids(found: Mapping[str, Site], changes: Mapping[str, Change]) -> dict[ir.
 
 
 def _through_movers(graph: ir.Graph, grids: dict[ir.Value, Grid], found: Mapping[str, Site], target: Target) -> None:
-    """A mover's output shares the grid of its input; and its input that of its output, where nobody else reads the input."""
+    """A mover's output shares the grid of its input; and a rearranger's input that of its output, where nobody else reads the input.
+
+    Before a pool the tensor stays float: onnxruntime's uint8 MaxPool away from integer convolutions is 20 times slower than
+    its float one (docs/targets.md), while a Transpose or Reshape of codes moves a quarter of the bytes.
+    """
     movers = [node for node in graph if is_mover(node, target)]
     outputs = {site.output for site in found.values()}
     for node in reversed(movers):
         before, after = node.inputs[0], node.outputs[0]
-        if before is not None and before not in grids and after in grids and len(list(before.uses())) == 1 and before not in outputs:
+        alone = before is not None and before not in grids and len(list(before.uses())) == 1 and before not in outputs
+        if alone and after in grids and node.op_type in REARRANGERS:
             grids[before] = grids[after]
     for node in movers:
         before = node.inputs[0]

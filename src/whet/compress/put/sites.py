@@ -21,6 +21,8 @@ from whet.core.target import Target
 
 PRODUCTS = frozenset({"MatMul", "Gemm"})  # may end in float
 WEIGHTED = frozenset({"Conv", "MatMul", "Gemm"})
+# They change the order or the shape and nothing else, so the range before and after is one.
+REARRANGERS = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 # Movers whose first input alone is data; the others have several data inputs or outputs and are not followed.
 _MOVERS = frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand", "Tile",
                      "Identity", "Dropout", "DepthToSpace", "Resize", "Pad"})

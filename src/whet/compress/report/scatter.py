@@ -201,11 +201,11 @@ def _measurement(row: Row, what: Quantity) -> Measurement | None:
 
 
 def _value(row: Row, what: Quantity) -> float | None:
-    """The number to plot, None where there is none. The original has lost nothing against itself, whether or not that was measured."""
+    """The number to plot, None where there is none. Against itself the original has lost nothing, measured or not."""
     found = _measurement(row, what)
     if found is not None and found.value is not None and math.isfinite(found.value):
         return found.value
-    return None
+    return {"drop": 0.0, "latency_ratio": 1.0}.get(what.name) if row.standing == "original" else None
 
 
 def _interval(row: Row, what: Quantity) -> Interval | None:

@@ -59,6 +59,7 @@ def read_onnx_bytes(data: bytes, *, asked: str = "read the model") -> ir.Model:
 def from_proto(proto: onnx.ModelProto, *, folder: Path | None = None, asked: str = "read the model") -> ir.Model:
     """A ModelProto, checked and in the form that Whet works on. folder: where external data lies. Errors as in ``read_onnx``."""
     with _no_other_error(asked):
+        _check_versions(proto, asked)
         check_proto(proto, folder, asked)
         model = ir.from_proto(_upgraded(proto, asked))
         if folder is not None:
@@ -144,6 +145,14 @@ def _upgraded(proto: onnx.ModelProto, asked: str) -> onnx.ModelProto:
                       do=f"export it with opset {_MODERN_OPSETS[0]} or newer")
 
 
+def _check_versions(proto: onnx.ModelProto, asked: str) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    version = max((opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")), default=newest)
+    if version > newest or proto.ir_version > onnx.IR_VERSION:
+        raise Unsupported(asked, found=f"operator set {version} and file version {proto.ir_version}; onnx {onnx.__version__} knows them up "
+                          f"to {newest} and {onnx.IR_VERSION}", do="export it for an older operator set, or install a newer onnx")
+
+
 def _names_kept(old: onnx.ModelProto, new: onnx.ModelProto) -> onnx.ModelProto:
     names = [[value.name for value in values] for values in (old.graph.output, new.graph.output)]
     if names[0] != names[1]:
@@ -154,6 +163,8 @@ def _names_kept(old: onnx.ModelProto, new: onnx.ModelProto) -> onnx.ModelProto:
 def _inline(model: ir.Model, asked: str) -> None:
     if not model.functions:
         return
+    for function in model.functions.values():
+        name_nodes(function.graph)
     try:
         passes.InlinePass()(model)
     except Exception as error:

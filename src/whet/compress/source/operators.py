@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 import onnx_ir as ir
 
+from whet.compress.source.quoting import quoted
 from whet.core.errors import Refused, Unsupported
 
 _SMALL_BYTES = 1024
@@ -20,12 +21,12 @@ def check_operators(model: ir.Model, asked: str) -> None:
     """Raises Unsupported, naming node and operator, where there is an operator that the runtime does not have."""
     for node in model.graph.all_nodes():
         if node.domain not in model.opset_imports and node.domain in _ONNX_DOMAINS:
-            raise Refused(asked, found=f"the node {node.name!r} uses operators of {node.domain or 'ai.onnx'!r}, of which the model does "
-                          "not name the version", do="export the model again")
+            raise Refused(asked, found=f"the node {quoted(node.name)} uses operators of {quoted(node.domain or 'ai.onnx')}, of which "
+                          "the model does not name the version", do="export the model again")
         if not _is_known(node, model.opset_imports.get(node.domain, 1)):
             version = f" version {model.opset_imports.get(node.domain)}" if node.domain in model.opset_imports else ""
-            raise Unsupported(asked, found=f"the node {node.name!r} is a {node.op_type!r}, which is no operator of "
-                              f"{node.domain or 'ai.onnx'}{version}",
+            raise Unsupported(asked, found=f"the node {quoted(node.name)} is a {quoted(node.op_type)}, which is no operator of "
+                              f"{quoted(node.domain or 'ai.onnx')}{version}",
                               do="replace the operator in the model, or cut the model before it (onnx.utils.extract_model)")
 
 

@@ -6,11 +6,12 @@ Everything here takes time linear in the size of the file and recurses at most M
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import onnx
 
+from whet.compress.source.quoting import quoted
 from whet.compress.source.tensor_checks import check_tensor
 from whet.core.errors import Refused, Unsupported
 
@@ -28,11 +29,11 @@ def check_proto(proto: onnx.ModelProto, folder: Path | None, asked: str) -> None
                       do="the file was probably cut off: copy or export it again")
     if len({(opset.domain, opset.version) for opset in proto.opset_import}) != len({opset.domain for opset in proto.opset_import}):
         raise Refused(asked, found="it names one operator set in two versions", do="export it again")
-    _check_functions(proto, asked)
     checker = _GraphCheck(folder, asked)
     checker.graph(proto.graph, ())
     for function in proto.functions:
         checker.body(function.node, function.input, function.output, ())
+    _check_functions(proto, asked)
     if not proto.graph.node:
         raise Refused(asked, found="its graph is empty: there is no operator in it", do="export the model again")
     if not proto.graph.output:
@@ -44,7 +45,7 @@ def check_proto(proto: onnx.ModelProto, folder: Path | None, asked: str) -> None
 def label(node: onnx.NodeProto) -> str:
     """How a message names a node; one without a name is known by its first output."""
     name = node.name or (node.output[0] if node.output else "")
-    return f"the node {name!r} ({node.op_type})"
+    return f"the node {quoted(name)} ({quoted(node.op_type)[1:-1]})"
 
 
 class _GraphCheck:
@@ -65,15 +66,15 @@ class _GraphCheck:
         given = [*inputs, *set(weights).difference(inputs)]
         self.body(graph.node, given, [value.name for value in graph.output], outer)
 
-    def body(self, nodes: Iterable[onnx.NodeProto], given: Iterable[str], outputs: Iterable[str],
+    def body(self, nodes: Sequence[onnx.NodeProto], given: Iterable[str], outputs: Iterable[str],
              outer: tuple[frozenset[str], ...]) -> None:
         """Check the nodes of a graph or function, of which the values ``given`` are known from the start."""
         if len(outer) >= MAX_DEPTH:
             raise Refused(self.asked, found=f"graphs nested more than {MAX_DEPTH} deep", do="no runtime would load it; export it again")
-        nodes, given = list(nodes), list(given)
         self.nodes += len(nodes)
-        if self.nodes > MAX_NODES:
+        if self.nodes > MAX_NODES:  # before anything walks over them
             raise Refused(self.asked, found=f"more than {MAX_NODES} nodes", do="no runtime would load it; export it again")
+        nodes, given = list(nodes), list(given)
         made = [name for node in nodes for name in node.output if name]
         _refuse_twice([*given, *made], "value", self.asked)
         scopes = (*outer, frozenset(given).union(made))
@@ -86,7 +87,7 @@ class _GraphCheck:
     def _refuse_undefined(self, names: Iterable[str], reader: str, scopes: tuple[frozenset[str], ...]) -> None:
         for name in names:
             if not any(name in scope for scope in scopes):
-                raise Refused(self.asked, found=f"{reader} reads {name!r}, which nothing defines",
+                raise Refused(self.asked, found=f"{reader} reads {quoted(name)}, which nothing defines",
                               do="the file is damaged: copy or export it again")
 
     def _reads(self, node: onnx.NodeProto, scopes: tuple[frozenset[str], ...]) -> set[str]:
@@ -133,7 +134,7 @@ def _graphs(attribute: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
 def _refuse_twice(names: Iterable[str], kind: str, asked: str) -> None:
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
-        raise Refused(asked, found=f"the {kind} {twice!r} is defined twice",
+        raise Refused(asked, found=f"the {kind} {quoted(twice)} is defined twice",
                       do="every value of a model has one definition; export it again")
 
 
@@ -180,7 +181,7 @@ def _check_functions(proto: onnx.ModelProto, asked: str) -> None:
 
     def function_size(name: tuple[str, str, str], above: tuple[tuple[str, str, str], ...]) -> int:
         if name in above or len(above) > 4 * MAX_DEPTH:
-            raise Refused(asked, found=f"the function {name[1]!r} calls itself, or calls nest too deep", do="export the model again")
+            raise Refused(asked, found=f"the function {quoted(name[1])} calls itself, or calls nest too deep", do="export the model again")
         if name not in sizes:
             sizes[name] = size(bodies[name].node, (*above, name))
         return sizes[name]
@@ -192,5 +193,5 @@ def _check_functions(proto: onnx.ModelProto, asked: str) -> None:
 def _check_value(value: onnx.ValueInfoProto, asked: str) -> None:
     kind = value.type.WhichOneof("value")
     if kind not in (None, "tensor_type"):
-        raise Unsupported(asked, found=f"{value.name!r} is not a tensor ({kind.removesuffix('_type')})",
+        raise Unsupported(asked, found=f"{quoted(value.name)} is not a tensor ({kind.removesuffix('_type')})",
                           do="cut the model to the part between tensors, for example with onnx.utils.extract_model")

@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
+from whet.compress.source.quoting import quoted
 from whet.core.errors import Refused, Unsupported
 
 _T = ir.DataType
@@ -33,7 +34,7 @@ def check_tensor(tensor: onnx.TensorProto, folder: Path | None, asked: str) -> N
 
     folder: where data outside the file may lie; None where there is no file.
     """
-    where = f"the tensor {tensor.name!r}"
+    where = f"the tensor {quoted(tensor.name)}"
     try:
         dtype = ir.DataType(tensor.data_type)
     except ValueError:
@@ -61,8 +62,8 @@ def _check_inside(tensor: onnx.TensorProto, dtype: ir.DataType, elements: int, a
         wanted, unit = _entries(dtype, elements), "values"
         fits = held == wanted and all(dtype in _FIELD_TYPES[name] for name in filled)
     if not fits:
-        raise Refused(asked, found=f"the tensor {tensor.name!r} declares {list(tensor.dims)} elements of {dtype.name}, which are {wanted} "
-                      f"{unit}, and holds {held}", do="the file is damaged: copy or export it again")
+        raise Refused(asked, found=f"the tensor {quoted(tensor.name)} declares {list(tensor.dims)} elements of {dtype.name}, which are "
+                      f"{wanted} {unit}, and holds {held}", do="the file is damaged: copy or export it again")
 
 
 def packed_bytes(dtype: ir.DataType, elements: int) -> int:
@@ -79,7 +80,7 @@ def _entries(dtype: ir.DataType, elements: int) -> int:
 
 
 def _check_external(tensor: onnx.TensorProto, dtype: ir.DataType, elements: int, folder: Path | None, asked: str) -> None:
-    where = f"the tensor {tensor.name!r}"
+    where = f"the tensor {quoted(tensor.name)}"
     if folder is None:
         raise Refused(asked, found=f"{where} lies in another file, and it is not known where", do="give the path of the .onnx file")
     if dtype == ir.DataType.STRING:
@@ -90,9 +91,9 @@ def _check_external(tensor: onnx.TensorProto, dtype: ir.DataType, elements: int,
     length = _number(entries, "length", wanted, where, asked)
     size = _size_of(folder, location, where, asked)
     if length != wanted:
-        raise Refused(asked, found=f"{where} needs {wanted} bytes and declares {length} in {location!r}", do="export the model again")
+        raise Refused(asked, found=f"{where} needs {wanted} bytes and declares {length} in {quoted(location)}", do="export the model again")
     if offset + length > size:
-        raise Refused(asked, found=f"{where} ends at byte {offset + length} of {location!r}, which has {size}",
+        raise Refused(asked, found=f"{where} ends at byte {offset + length} of {quoted(location)}, which has {size}",
                       do="the data file was cut off or belongs to another model: copy it again")
 
 
@@ -105,7 +106,7 @@ def _number(entries: dict[str, str], key: str, default: int, where: str, asked: 
 
 def _size_of(folder: Path, location: str, where: str, asked: str) -> int:
     """Bytes of the data file; Refused where it lies outside the model's folder, by whatever way, or cannot be read."""
-    found = f"{where} asks for the file {location!r}"
+    found = f"{where} asks for the file {quoted(location)}"
     path = folder / location
     if not location or "\0" in location or os.path.isabs(location) or ".." in Path(location).parts or "\\" in location:
         raise Refused(asked, found=f"{found}, which is not a file inside the model's folder", do="do not use this file: it reaches outside")

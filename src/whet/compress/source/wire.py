@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 from whet.core.errors import Refused
 
-SMALL_BYTES = 64 * 2**20  # a file up to this size is parsed without a look: 30 times as much still fits
-STRUCTURE_BYTES = 256 * 2**20
-_STEPS = 5_000_000
+SMALL_BYTES = 16 * 2**20  # a file up to this size is parsed without a look: fifty times as much still fits
+STRUCTURE_BYTES = 64 * 2**20  # some 300,000 nodes
+_STEPS = 2_000_000
 _OPAQUE_BYTES = 1024  # a message below this size is structure as a whole
 
 # message -> field number -> message; "data" is the numbers of a tensor that parse to about the bytes they had.

@@ -1,0 +1,72 @@
+"""``compare``: two models on the same samples and in the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from whet.compress.artifacts import load, source_file
+from whet.compress.data import load_data
+from whet.compress.evaluate import Comparison, compare_outputs
+from whet.compress.graph import GraphModel
+from whet.compress.measure import first_feeds, opened_file
+from whet.compress.runtime import outputs_of
+from whet.core.document import Document
+from whet.core.errors import Refused
+from whet.core.measurement import Measurement
+from whet.device.latency import interleave
+from whet.device.memory import disk_size, memory_use
+from whet.device.session import SPINNING_STOP, open_session
+
+
+@dataclass(frozen=True)
+class SideBySide(Document):
+    """Parent and candidate. parent, candidate: size, latency, memory by name. quality: paired, None where no data was given."""
+
+    parent: Mapping[str, Measurement]
+    candidate: Mapping[str, Measurement]
+    quality: Comparison | None = None
+
+
+def compare(parent: Any, candidate: Any, *, data: Any = None, metric: str | Callable[..., Any] | None = None, threads: int | None = None,
+            confidence: float = 0.95, seconds: float = 2.0, example_inputs: Any = None) -> SideBySide:
+    """How the candidate does beside its parent: quality paired over samples, latency interleaved in one run, memory, size.
+
+    parent, candidate: whatever ``whet.load`` takes; their inputs must be the same. data: as ``whet.load_data`` takes it; metric:
+    "accuracy" by default where there are labels, else "fidelity". Raises Refused where the models do not take the same inputs.
+    """
+    first, second = load(parent, example_inputs=example_inputs), load(candidate, example_inputs=example_inputs)
+    names = [[spec.name for spec in model.inputs] for model in (first, second)]
+    if sorted(names[0]) != sorted(names[1]):
+        raise Refused("compare two models", found=f"one takes {', '.join(names[0])}, the other {', '.join(names[1])}",
+                      do="compare a model with what was made of it")
+    quality = None if data is None else _quality(first, second, data, metric, threads, confidence)
+    costs = _costs((first, parent), (second, candidate), data, threads, seconds)
+    return SideBySide(*costs, quality=quality)
+
+
+def _quality(first: GraphModel, second: GraphModel, data: Any, metric: str | Callable[..., Any] | None, threads: int | None,
+             confidence: float) -> Comparison:
+    samples = load_data(data, first.inputs)
+    outputs = [outputs_of(model, samples, threads=threads) for model in (first, second)]
+    chosen = metric or ("accuracy" if samples.labels is not None else "fidelity")
+    return compare_outputs(*outputs, samples.labels, chosen, confidence=confidence, data=samples.content_hash)
+
+
+def _costs(first: tuple[GraphModel, Any], second: tuple[GraphModel, Any], data: Any, threads: int | None,
+           seconds: float) -> tuple[dict[str, Measurement], dict[str, Measurement]]:
+    from whet.device.session import example_feeds
+
+    feeds = first_feeds(first[0], data) if data is not None else example_feeds(first[0].inputs)
+    with opened_file(first[0], source_file(first[1])) as one, opened_file(second[0], source_file(second[1])) as other:
+        paths, models = {"parent": one, "candidate": other}, {"parent": first[0], "candidate": second[0]}
+        sessions = {name: open_session(path, threads=threads, options={**models[name].session_options, SPINNING_STOP: "1"})
+                    for name, path in paths.items()}
+        times = interleave(sessions, dict.fromkeys(sessions, feeds), parent="parent", seconds=seconds)
+        found = {}
+        for name, path in paths.items():
+            memory = memory_use(path, feeds=feeds, threads=threads, options=models[name].session_options)
+            every = (*times[name].measurements, *memory, disk_size([path]))
+            found[name] = {each.name: replace(each, artifact=models[name].artifact_id) for each in every}
+    return found["parent"], found["candidate"]

@@ -41,9 +41,8 @@ def relu() -> onnx.ModelProto:
 def many_sided() -> onnx.ModelProto:
     """A convolution, a local function, shape arithmetic with a constant result, and an If: x ['N', 1, 4, 4], flag [] to out."""
     then = helper.make_graph([node("Relu", ["y"], ["t"], name="r")], "then", [], [info("t", FLOAT, None)])
-    other = helper.make_graph(
-        [node("Constant", [], ["k"], value=constant("", [1.0], np.float32)), node("Add", ["y", "k"], ["t"])], "else", [], [info("t", FLOAT, None)]
-    )
+    plus_one = [node("Constant", [], ["k"], value=constant("", [1.0], np.float32)), node("Add", ["y", "k"], ["t"])]
+    other = helper.make_graph(plus_one, "else", [], [info("t", FLOAT, None)])
     twice = helper.make_function("acme", "Twice", ["a"], ["b"], [node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 13)])
     nodes = [
         node("Conv", ["x", "w"], ["c0"], pads=[1, 1, 1, 1]),
@@ -62,4 +61,5 @@ def run(proto: onnx.ModelProto | bytes | str, feeds: Mapping[str, Any]) -> list[
     options = ort.SessionOptions()
     options.log_severity_level = 4
     content = proto.SerializeToString() if isinstance(proto, onnx.ModelProto) else proto
-    return [np.asarray(value) for value in ort.InferenceSession(content, options, providers=["CPUExecutionProvider"]).run(None, dict(feeds))]
+    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return [np.asarray(value) for value in session.run(None, dict(feeds))]

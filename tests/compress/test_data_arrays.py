@@ -179,7 +179,10 @@ def test_a_faithful_cast_is_done(values: Any, dtype: str) -> None:
         assert np.allclose(result.astype(np.float64), np.array(values, np.float64), rtol=1e-6, atol=1e-40)
 
 
-@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=5), st.sampled_from(["int8", "uint8", "int32", "uint64", "float32", "float64"]))
+DTYPES = ["int8", "uint8", "int32", "uint64", "float32", "float64"]
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=5), st.sampled_from(DTYPES))
 def test_a_cast_keeps_every_integer_or_refuses(values: list[int], dtype: str) -> None:
     try:
         result = cast(np.array(values, np.int64), dtype, "x")

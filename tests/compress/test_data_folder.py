@@ -94,12 +94,18 @@ def test_a_gray_model_gets_gray(pictures: Path, shape: tuple[int | str, ...]) ->
 
 @pytest.mark.parametrize(("height", "width", "resize", "crop", "size", "corner"), [
     (40, 60, 20, (16, 16), (30, 20), (7, 2)),
-    (61, 40, 20, (16, 15), (20, 30), (2, 7)),
+    (63, 40, 20, (16, 15), (20, 31), (2, 8)),
     (40, 60, (18, 25), (), (25, 18), (0, 0)),
     (17, 20, (), (4, 5), (20, 17), (8, 6)),
 ])
 def test_resize_and_crop_are_torchvisions(
-    tmp_path: Path, height: int, width: int, resize: int | tuple[int, ...], crop: tuple[int, ...], size: tuple[int, int], corner: tuple[int, int]
+    tmp_path: Path,
+    height: int,
+    width: int,
+    resize: int | tuple[int, ...],
+    crop: tuple[int, ...],
+    size: tuple[int, int],
+    corner: tuple[int, int],
 ) -> None:
     """size: (width, height) after the resize; corner: (left, top) of the crop, both worked out by torchvision's rules."""
     picture = Image.fromarray(pixels(1, height, width))
@@ -134,8 +140,9 @@ def test_a_folder_can_be_split(pictures: Path) -> None:
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("resize = 0", "resize = 0"), ("crop = [4]", "crop = "), ("std = [0.0]", "std = "), ("length = -1", "length"), ("scael = 1", "unknown key 'scael'"),
-    ("scale = ", "not valid TOML"), ('layout = "nwhc"', "layout"), ("mean = [1, 2]", "mean has 2 entries for 3 channels"), ("crop = [90, 2]", "has 6 x 8"),
+    ("resize = 0", "resize = 0"), ("crop = [4]", "crop = "), ("std = [0.0]", "std = "), ("length = -1", "length"),
+    ("scael = 1", "unknown key 'scael'"), ("crop = [90, 2]", "has 6 x 8"),
+    ("scale = ", "not valid TOML"), ('layout = "nwhc"', "layout"), ("mean = [1, 2]", "mean has 2 entries for 3 channels"),
     ('classes = ["cat"]', "'dog' is none of"), ('classes = ["cat", "dog", "cat"]', "twice"), ("[constants]\nsr = 1", "has only 'x'"),
 ])
 def test_a_wrong_declaration_is_refused(pictures: Path, text: str, message: str) -> None:

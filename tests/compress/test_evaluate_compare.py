@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whet.compress.evaluate import DEFAULT_FIDELITY, Comparison, compare_outputs
+from whet.compress.evaluate import DEFAULT_FIDELITY, Comparison, compare_outputs, find_metric
 from whet.compress.evaluate.intervals import proportion_interval, tango_interval
 from whet.core.errors import Refused
 from whet.core.gate import Gate, judge
@@ -88,7 +88,9 @@ def test_mcnemar_says_why_it_is_missing(metric: str) -> None:
     assert (found.lost, found.gained) == (None, None)
 
 
-@pytest.mark.parametrize(("metric", "wide"), [("accuracy", True), ("top2", True), ("f1", True), ("flips", True), ("fidelity", True), ("auc", False)])
+@pytest.mark.parametrize(("metric", "wide"), [
+    ("accuracy", True), ("top2", True), ("f1", True), ("flips", True), ("fidelity", True), ("auc", False),
+])
 def test_an_equal_candidate_is_not_proven_equal(metric: str, wide: bool) -> None:
     """A bootstrap of differences that are all 0 has no width; for answers the interval must still have the rule of three's."""
     found = compared(metric, candidate=PARENT)
@@ -181,6 +183,10 @@ def test_needed_samples_grow_as_the_limit_nears_the_drop() -> None:
     assert numbers == sorted(numbers)  # type: ignore[type-var]
     assert found.needed(bounds(found.drop)[1]) == pytest.approx(N, rel=0.05)
     assert found.needed(found.drop.value) is None
+
+
+def test_a_metric_that_was_found_before_is_taken_as_it_is() -> None:
+    assert compared(find_metric("top2")) == compared("top2")
 
 
 def test_data_and_artifact_are_noted() -> None:

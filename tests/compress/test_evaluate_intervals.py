@@ -58,7 +58,8 @@ def test_tango_has_a_width_where_nothing_differs() -> None:
 
 
 @pytest.mark.parametrize(("n", "p_lost", "p_gained"), [
-    (n, p_lost, p_gained) for n in (300, 2000) for p_lost in (0.001, 0.005, 0.01, 0.05) for p_gained in (0.0, 0.001, 0.005, 0.03) if p_gained <= p_lost
+    (n, p_lost, p_gained)
+    for n in (300, 2000) for p_lost in (0.001, 0.005, 0.01, 0.05) for p_gained in (0.0, 0.001, 0.005, 0.03) if p_gained <= p_lost
 ])
 def test_the_upper_end_of_tango_covers_as_promised(n: int, p_lost: float, p_gained: float) -> None:
     """Where the candidate is really no better, the true drop exceeds the upper end of the 0.90 interval in about 5 % of all samples."""

@@ -11,7 +11,7 @@ from scipy.special import expit, softmax
 from scipy.stats import entropy
 from sklearn import metrics as sk
 
-from whet.compress.evaluate import Comparison, compare_outputs, find_metric, fidelity_quantity
+from whet.compress.evaluate import Comparison, compare_outputs, fidelity_quantity, find_metric
 from whet.core.errors import Refused
 
 RANDOM = np.random.default_rng(0)
@@ -220,7 +220,10 @@ def test_an_own_function_from_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("result", "message"), [
-    (lambda o, y: np.zeros(7), r"gave \[7\]"), (lambda o, y: o, r"\[90, 3\]"), (lambda o, y: np.nan, "NaN"), (lambda o, y: "good", "ValueError"),
+    (lambda o, y: np.zeros(7), r"gave \[7\]"),
+    (lambda o, y: o, r"\[90, 3\]"),
+    (lambda o, y: np.nan, "NaN"),
+    (lambda o, y: "good", "ValueError"),
     (lambda o, y: 1 / 0, "your function raised ZeroDivisionError"),
 ])
 def test_an_own_function_that_fails_is_said(result: Any, message: str) -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import helper
-
 from tests.compress.source_models import BOOL, FLOAT, info, many_sided, model, node, relu, weight
+
 from whet.compress.inspect import inventory
 from whet.compress.source import from_proto, normalise, read_onnx, read_onnx_bytes
 from whet.compress.source.wire import SMALL_BYTES
@@ -58,7 +58,9 @@ def test_noise_never_ends_in_another_error(data: bytes) -> None:
     assert not load(data)
 
 
-@pytest.mark.parametrize("data", [b"", b"hello, this is text\n" * 10, b"\x89PNG\r\n\x1a\n", b"PK\x03\x04" + bytes(100), bytes(1000), b"\xff" * 1000])
+@pytest.mark.parametrize("data", [
+    b"", b"hello, this is text\n" * 10, b"\x89PNG\r\n\x1a\n", b"PK\x03\x04" + bytes(100), bytes(1000), b"\xff" * 1000,
+])
 def test_what_is_no_model(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "m.onnx").write_bytes(data)
     with pytest.raises(Refused, match=r"m\.onnx"):

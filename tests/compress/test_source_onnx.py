@@ -10,8 +10,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import helper
-
 from tests.compress.source_models import BOOL, FLOAT, constant, info, many_sided, model, node, relu, run, weight
+
 from whet.compress.source import control_flow, from_proto, read_onnx, read_onnx_bytes
 from whet.core.errors import Refused, Unsupported
 
@@ -111,8 +111,8 @@ def test_opsets_before_11_are_converted(opset: int, operator: str, attributes: d
 
 
 def test_an_old_opset_that_cannot_be_converted_is_unsupported() -> None:
-    proto = model([node("GRU", ["x", "w", "r"], ["y"], hidden_size=1, output_sequence=1)],
-                  [info("x", FLOAT, [1, 1, 1]), info("w", FLOAT, [1, 3, 1]), info("r", FLOAT, [1, 3, 1])], [info("y", FLOAT, None)], opset=1)
+    inputs = [info("x", FLOAT, [1, 1, 1]), info("w", FLOAT, [1, 3, 1]), info("r", FLOAT, [1, 3, 1])]
+    proto = model([node("GRU", ["x", "w", "r"], ["y"], hidden_size=1, output_sequence=1)], inputs, [info("y", FLOAT, None)], opset=1)
     with pytest.raises(Unsupported, match="older than 11"):
         from_proto(proto)
 
@@ -197,8 +197,8 @@ def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: s
 
 
 @pytest.mark.parametrize(("stored", "length", "offset", "says"), [
-    (None, None, 0, "cannot be read"), (7, None, 0, "ends at byte 8"), (8, 4, 0, "needs 8 bytes and declares 4"), (8, None, 4, "ends at byte 12"),
-    (8, None, -4, "offset '-4'"), (8, 10**30, 0, "length"),
+    (None, None, 0, "cannot be read"), (7, None, 0, "ends at byte 8"), (8, 4, 0, "needs 8 bytes and declares 4"),
+    (8, None, 4, "ends at byte 12"), (8, None, -4, "offset '-4'"), (8, 10**30, 0, "length"),
 ])
 def test_external_data_that_does_not_fit_is_refused(tmp_path: Path, stored: int | None, length: int | None, offset: int, says: str) -> None:
     external(tmp_path, 2, length=length, offset=offset)
@@ -214,10 +214,11 @@ def test_bytes_with_external_data_ask_for_the_path(tmp_path: Path) -> None:
 
 
 def test_packed_and_odd_types_are_read() -> None:
+    kinds, make = onnx.TensorProto, helper.make_tensor
     tensors = [
-        helper.make_tensor("int4", onnx.TensorProto.INT4, [3], [1, -2, 3]), helper.make_tensor("half", onnx.TensorProto.FLOAT16, [2], [1.0, 2.0]),
-        helper.make_tensor("text", onnx.TensorProto.STRING, [1], [b"a"]), constant("empty", np.zeros((0, 4)), np.float32),
-        helper.make_tensor("bf", onnx.TensorProto.BFLOAT16, [2], [1.0, 2.0]), helper.make_tensor("flag", onnx.TensorProto.BOOL, [2], [True, False]),
+        make("int4", kinds.INT4, [3], [1, -2, 3]), make("half", kinds.FLOAT16, [2], [1.0, 2.0]), make("text", kinds.STRING, [1], [b"a"]),
+        make("bf", kinds.BFLOAT16, [2], [1.0, 2.0]), make("flag", kinds.BOOL, [2], [True, False]),
+        constant("empty", np.zeros((0, 4)), np.float32),
     ]
     proto = model([node("Identity", [tensor.name], [f"out_{tensor.name}"]) for tensor in tensors], [],
                   [info(f"out_{tensor.name}", tensor.data_type, list(tensor.dims)) for tensor in tensors], tensors, opset=21, ir_version=10)

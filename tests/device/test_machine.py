@@ -86,13 +86,16 @@ def test_without_a_topology_every_logical_processor_counts(tmp_path: Path, monke
     assert usable_cores(tmp_path) == 3
 
 
+V1 = "sys/fs/cgroup/cpu/cpu.cfs_"
+
+
 @pytest.mark.parametrize(("files", "cores"), [
     ({"proc/self/cgroup": "0::/app/inner\n", "sys/fs/cgroup/app/cpu.max": "150000 100000\n"}, 1),  # a group above, version 2
     ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),  # half a core is still one thread
     ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 2),
     ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "900000 100000\n"}, 2),
-    ({"proc/self/cgroup": "4:cpu,cpuacct:/\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "100000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 1),
-    ({"proc/self/cgroup": "4:cpu:/\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 2),
+    ({"proc/self/cgroup": "4:cpu,cpuacct:/\n", V1 + "quota_us": "100000", V1 + "period_us": "100000"}, 1),
+    ({"proc/self/cgroup": "4:cpu:/\n", V1 + "quota_us": "-1", V1 + "period_us": "100000"}, 2),
 ])
 def test_a_containers_quota_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], cores: int) -> None:
     assert usable_cores(four_threads(tmp_path, monkeypatch, files)) == cores

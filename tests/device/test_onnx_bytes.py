@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from contextlib import suppress
+
 import numpy as np
 import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests.device.tiny_models import branching, dense
+
 from whet.core.errors import Unsupported
 from whet.device.onnx_bytes import Operator, operators_in, product_model
 from whet.device.session import open_session, run, specs
@@ -43,15 +45,15 @@ def test_operators_in_branches_are_found() -> None:
 
 @pytest.mark.parametrize("cut", range(1, len(branching()), 7))
 def test_bytes_cut_anywhere_give_operators_or_unsupported(cut: int) -> None:
+    whole = operators_in(branching())
     try:
-        operators_in(branching()[:cut])
-    except Unsupported as error:
-        assert "not an ONNX model" in str(error)
+        found = operators_in(branching()[:cut])
+    except Unsupported:
+        return
+    assert len(found) < len(whole) or found == whole
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_give_operators_or_unsupported(data: bytes) -> None:
-    try:
+    with suppress(Unsupported):
         operators_in(data)
-    except Unsupported:
-        pass

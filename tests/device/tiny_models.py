@@ -17,7 +17,8 @@ def graph_model(
     opset: int = 17,
 ) -> bytes:
     imports = [helper.make_opsetid("", opset), helper.make_opsetid("custom", 1)]
-    return helper.make_model(helper.make_graph(nodes, "g", inputs, outputs, list(weights)), opset_imports=imports, ir_version=8).SerializeToString()
+    graph = helper.make_graph(nodes, "g", inputs, outputs, list(weights))
+    return helper.make_model(graph, opset_imports=imports, ir_version=8).SerializeToString()
 
 
 def value(name: str, shape: Sequence[int | str | None] | None, dtype: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:

@@ -30,9 +30,13 @@ def fold(model: ir.Model) -> None:
 
 
 def only_reader(value: ir.Value) -> ir.Node | None:
-    """The one node that reads the value, where there is just one and it is no output of the graph."""
-    uses = list(value.uses())
-    return uses[0][0] if len(uses) == 1 and not value.is_graph_output() else None
+    """The one node that reads the value, where there is just one, in the same graph, and it is no output of the graph."""
+    uses, made = list(value.uses()), value.producer()
+    if len(uses) != 1 or value.is_graph_output():
+        return None
+    reader = uses[0][0]
+    # The branches of an If read what the graph around them computes; nothing can be moved across that border.
+    return reader if made is None or reader.graph is made.graph else None
 
 
 def _fold_batch_norm(norm: ir.Node, editor: Editor) -> None:

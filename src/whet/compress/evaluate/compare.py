@@ -11,7 +11,7 @@ import numpy as np
 from whet.compress.evaluate.drops import discordant, measured
 from whet.compress.evaluate.fidelity import DEFAULT_FIDELITY, fidelity_quantity
 from whet.compress.evaluate.intervals import mcnemar_p, needed_samples, two_sided
-from whet.compress.evaluate.metrics import Case, find_metric
+from whet.compress.evaluate.metrics import Case, Metric, find_metric
 from whet.core.document import Document
 from whet.core.errors import Refused
 from whet.core.measurement import Measurement
@@ -64,7 +64,7 @@ def compare_outputs(
     parent: Mapping[str, Array],
     candidate: Mapping[str, Array],
     labels: Array | None,
-    metric: str | Callable[..., Any],
+    metric: str | Metric | Callable[..., Any],
     *,
     confidence: float = 0.95,
     seed: int = 0,

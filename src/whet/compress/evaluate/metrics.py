@@ -77,11 +77,13 @@ class Metric:
     score: Callable[[Case], Scored]
 
 
-def find_metric(metric: str | Callable[..., Any]) -> Metric:
-    """The metric of that name: accuracy, top5 (or top-5, any k), f1, auc, mae, rmse; fidelity, flips, kl, sqnr_db; ``module:function`` or
+def find_metric(metric: str | Metric | Callable[..., Any]) -> Metric:
+    """The metric of that name, or a Metric as it is: accuracy, top5 (or top-5, any k), f1, auc, mae, rmse; fidelity, flips, kl, sqnr_db; ``module:function`` or
     ``path/file.py:function``; or a Python function. Raises Refused, listing what exists."""
     from whet.compress.evaluate.own import load_function, own_metric
 
+    if isinstance(metric, Metric):
+        return metric
     if callable(metric):
         return own_metric(metric, getattr(metric, "__name__", "metric"))
     name = metric.strip().lower()

@@ -8,7 +8,7 @@ from dataclasses import replace
 from whet.core.front import front
 from whet.core.outcome import GOALS, Trial
 
-# Two values of the goal this near are equal; then the smaller file wins.
+# Two values this near are equal: then the smaller file wins, and among equal files the smaller drop.
 EQUAL = 0.03
 _AXES = ("drop", "latency_ratio", "size_bytes", "model_rss_bytes")
 
@@ -26,10 +26,16 @@ def winner(trials: Sequence[Trial], goal: str, original: str) -> str:
     passed = [trial for trial in trials if trial.passed and trial.name != original and trial.value(GOALS[goal]) is not None]
     if not passed:
         return ""
-    best = min(trial.value(GOALS[goal]) or 0.0 for trial in passed)
-    equal = [trial for trial in passed if (trial.value(GOALS[goal]) or 0.0) <= best * (1 + EQUAL)]
-    order = ("size_bytes", "drop") if goal != "size" else ("latency_ratio", "drop")
-    return min(equal, key=lambda trial: tuple(_or_last(trial.value(name)) for name in order)).name
+    order = (GOALS[goal], "size_bytes") if goal != "size" else ("size_bytes", "latency_ratio")
+    for name in order:
+        passed = _near_best(passed, name)
+    return min(passed, key=lambda trial: _or_last(trial.value("drop"))).name
+
+
+def _near_best(trials: Sequence[Trial], name: str) -> list[Trial]:
+    """Those whose value is within EQUAL of the least."""
+    best = min(_or_last(trial.value(name)) for trial in trials)
+    return [trial for trial in trials if _or_last(trial.value(name)) <= best * (1 + EQUAL)]
 
 
 def closest(trials: Sequence[Trial], original: str) -> str:

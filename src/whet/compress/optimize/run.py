@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -22,7 +22,7 @@ from whet.compress.optimize.blame import damage, sentences
 from whet.compress.optimize.choose import closest, winner, with_front
 from whet.compress.optimize.gates import Limits, gates_for
 from whet.compress.optimize.layers import layer_reports, times_of
-from whet.compress.optimize.search import Idea, faster_in_float, first_ideas, gentler
+from whet.compress.optimize.search import INTEGER, Idea, faster_in_float, gentler, other_ideas, range_ideas
 from whet.compress.optimize.trials import Workshop
 from whet.compress.recipes import as_target
 from whet.compress.report import write_report
@@ -30,7 +30,7 @@ from whet.compress.runtime import outputs_of
 from whet.core.errors import Refused
 from whet.core.gate import Gate, judge
 from whet.core.outcome import Outcome, Trial
-from whet.core.progress import Task, task
+from whet.core.progress import task
 from whet.core.recipe import Recipe, Step
 from whet.core.target import Target
 from whet.device.files import new_folder, write_file
@@ -82,64 +82,55 @@ def optimize(model: Any, *, data: Any, out: str | os.PathLike[str], calibration:
         return _written(replace(outcome, seconds=round(perf_counter() - began, 1)), folder)
 
 
-@dataclass
 class _Search:
     """Goes through the ideas; what the first integer model shows decides what comes next."""
 
-    workshop: Workshop
-    gates: tuple[Gate, ...]
-    goal: str
-    began: float
-    budget_s: float | None
-    damage: Mapping[str, float] | None = None
-    late: bool = False
+    def __init__(self, workshop: Workshop, gates: tuple[Gate, ...], goal: str, began: float, budget_s: float | None) -> None:
+        self.workshop, self.gates, self.goal, self.began, self.budget_s = workshop, gates, goal, began, budget_s
+        self.damage: Mapping[str, float] | None = None
+        self.late = False
 
     def run(self) -> tuple[Trial, ...]:
         bench = self.workshop.bench
-        ideas = list(first_ideas(bench.inventory, bench.target, self.goal))
-        done: list[Trial] = []
-        with task("trying", None) as progress:
-            while ideas:
-                idea = ideas.pop(0)
-                trial = self._try(idea, progress)
-                if trial is None:
-                    break
-                done.append(trial)
-                if idea.name == "int8" and trial.status == "measured":
-                    ideas = [*self._after_int8(trial), *ideas]
-            if not any(trial.passed for trial in done) and not self.late:
-                done += self._gentler(done, progress)
+        with task("trying", None) as self.progress:
+            done = self._tried((INTEGER,))
+            done += self._tried(self._slow_in_integers(done))
+            done += self._tried(range_ideas(_float_layers(done, self.goal)))
+            done += self._tried(other_ideas(bench.inventory, bench.target, self.goal))
+            if not any(trial.passed for trial in done):
+                done += self._tried(self._harmful(done))
         return tuple(done)
 
-    def _try(self, idea: Idea, progress: Task) -> Trial | None:
-        """The trial; None where the time is up."""
-        if self.budget_s is not None and perf_counter() - self.began > self.budget_s:
-            self.late = True
-            return None
-        trial = self.workshop.trial(idea, self.gates)
-        progress.advance(note=words.progress(trial))
-        return trial
+    def _tried(self, ideas: Iterable[Idea]) -> list[Trial]:
+        """The trials of the ideas, as many as there is time for."""
+        done = []
+        for idea in ideas:
+            if self.budget_s is not None and perf_counter() - self.began > self.budget_s:
+                self.late = True
+                break
+            trial = self.workshop.trial(idea, self.gates)
+            self.progress.advance(note=words.progress(trial))
+            done.append(trial)
+        return done
 
-    def _after_int8(self, trial: Trial) -> tuple[Idea, ...]:
+    def _slow_in_integers(self, done: Sequence[Trial]) -> tuple[Idea, ...]:
         """Layers that are slower in integers than in float stay in float."""
         bench = self.workshop.bench
-        if not bench.target.here or self.goal not in ("latency", "energy"):
+        if not bench.target.here or not done or done[0].status != "measured":
             return ()
-        made = load(self.workshop.model_of(trial).parent)
+        made = load(self.workshop.model_of(done[0]).parent)
         before, after = (times_of(graph, bench.feeds, bench.target.threads) for graph in (bench.original.folded(), made))
         weighted = [layer.name for layer in bench.inventory.layers if layer.op in ("Conv", "Gemm", "MatMul") and layer.weight_shape]
         return faster_in_float(before, after, weighted)
 
-    def _gentler(self, done: list[Trial], progress: Task) -> list[Trial]:
+    def _harmful(self, done: Sequence[Trial]) -> tuple[Idea, ...]:
         """Where the integer models lose too much: the layers that do most harm stay in float."""
-        lossy = [trial for trial in done if trial.status == "measured" and trial.recipe.steps[0].technique == "static"
-                 and trial.verdict is not None and any(reason.measurement == "drop" and not reason.passed for reason in trial.verdict.reasons)]
+        lossy = [trial for trial in done if _is_integer(trial) and trial.verdict is not None
+                 and any(reason.measurement == "drop" and not reason.passed for reason in trial.verdict.reasons)]
         if not lossy:
-            return []
+            return ()
         step = min(lossy, key=lambda trial: trial.verdict.excess if trial.verdict else 0.0).recipe.steps[0]
-        self.find_damage(step)
-        tried = (self._try(idea, progress) for idea in gentler(self.damage or {}, step.exclude, step.options))
-        return [trial for trial in tried if trial is not None]
+        return gentler(self.find_damage(step), step.exclude, step.options)
 
     def find_damage(self, step: Step) -> Mapping[str, float]:
         """What each layer does to the output when it alone is quantised; found once."""
@@ -147,6 +138,20 @@ class _Search:
             bench = self.workshop.bench
             self.damage = damage(bench.original, step, bench.target, self.workshop.calibration)
         return self.damage
+
+
+def _is_integer(trial: Trial) -> bool:
+    return trial.status == "measured" and trial.recipe.steps[0].technique == "static"
+
+
+def _float_layers(done: Sequence[Trial], goal: str) -> tuple[str, ...]:
+    """The layers that the best integer model so far leaves in float."""
+    integer = [trial for trial in done if _is_integer(trial)]
+    best = winner(integer, goal, ORIGINAL)
+    found = next((trial for trial in integer if trial.name == best), None)
+    if found is None and integer:
+        found = min(integer, key=lambda trial: trial.verdict.excess if trial.verdict else 0.0)
+    return found.recipe.steps[0].exclude if found else ()
 
 
 def _data(graph: GraphModel, data: Any, calibration: Any, seed: int) -> tuple[Dataset, Dataset, tuple[str, ...]]:

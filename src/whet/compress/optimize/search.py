@@ -1,7 +1,7 @@
 """What to try, and in which order: pure decisions from the layers, the target and the goal.
 
-The first candidates are those that win most often on a target, so that a good answer is there early. What is known to be of no
-use is not tried, and the reason is told.
+Full-integer models come first, since they win most often, so that a good answer is there early: plain int8, then with the layers in
+float that are slower in integers, then with other ranges. What is known to be of no use is not tried, and the reason is told.
 """
 
 from __future__ import annotations
@@ -36,14 +36,22 @@ def one_step(technique: str, name: str, *, exclude: Iterable[str] = (), **option
     return Idea(name, Recipe((Step(technique, exclude=tuple(exclude), options=FrozenMap(options)),), name))
 
 
-def first_ideas(found: Inventory, target: Target, goal: str) -> tuple[Idea, ...]:
-    """The ideas that need nothing but the inventory, in the order in which they should be tried."""
-    ideas = [one_step("static", "int8"), one_step("static", "int8, range by mse", ranges="mse"),
-             one_step("static", "int8, range by percentile", ranges="percentile"),
-             _dynamic(found, target), _packed(found, target), one_step("float16", "float16"), one_step("weight_only", "int8 weights")]
+INTEGER = one_step("static", "int8")
+"""The first thing to try: what its layers cost and lose decides what comes next."""
+
+
+def range_ideas(exclude: Sequence[str]) -> tuple[Idea, ...]:
+    """Other ways to find the ranges, with the layers in float that proved to be better off there."""
+    where = f", {_named(exclude)} in float" if exclude else ""
+    return tuple(one_step("static", f"int8{where}, range by {method}", exclude=exclude, ranges=method) for method in ("mse", "percentile"))
+
+
+def other_ideas(found: Inventory, target: Target, goal: str) -> tuple[Idea, ...]:
+    """Everything that is not full-integer arithmetic: smaller files, packed products, activations quantised as they come."""
+    ideas = [_dynamic(found, target), _packed(found, target), one_step("float16", "float16"), one_step("weight_only", "int8 weights")]
     if goal == "size":
-        ideas += [one_step("weight_only", "4-bit weights", bits=4, block=32), one_step("weight_only", "4-bit weights, asymmetric",
-                                                                                        bits=4, block=32, symmetric=False)]
+        ideas += [one_step("weight_only", "4-bit weights", bits=4, block=32),
+                  one_step("weight_only", "4-bit weights, asymmetric", bits=4, block=32, symmetric=False)]
     return tuple(ideas)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 
@@ -51,7 +53,7 @@ class Workshop:
     def key(self, recipe: Recipe) -> str:
         """16 hex digits of everything that the trial's figures depend on."""
         bench = self.bench
-        parts = [whet.__version__, self.parent_id, recipe.to_plain().get("step"), bench.target.digest, self.calibration.content_hash,
+        parts = [code_version(), self.parent_id, recipe.to_plain().get("step"), bench.target.digest, self.calibration.content_hash,
                  bench.data.content_hash, str(bench.metric), bench.confidence, bench.seconds, describe().fingerprint, describe().onnxruntime]
         return digest(parts)[:16]
 
@@ -73,6 +75,16 @@ class Workshop:
                           seconds=round(seconds, 3))
             write_file(beside / TRIAL_NAME, trial.to_json())
         return trial
+
+
+@cache
+def code_version() -> str:
+    """Whet's version and the sha256 of its sources: a trial that other code made is made again."""
+    root = Path(whet.__file__).parent
+    hasher = hashlib.sha256(whet.__version__.encode())
+    for path in sorted(path for floor in ("core", "device", "compress") for path in (root / floor).rglob("*.py")):
+        hasher.update(path.read_bytes())
+    return hasher.hexdigest()
 
 
 def _kept(place: Path) -> Trial | None:

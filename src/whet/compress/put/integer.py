@@ -8,8 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from whet.compress.edit import Editor
+from whet.compress.fold import only_reader
 from whet.compress.grid import Array, Grid, Quantised, quantise, quantise_bias, scale_for_bias, weight_grid
-from whet.compress.put.sites import REARRANGERS, Site, is_mover, readers
+from whet.compress.put.sites import REARRANGERS, Site, is_mover, pads_with_constant, pads_with_zero, readers
 from whet.compress.put.storage import stored_codes
 from whet.compress.technique import Change
 from whet.compress.weights import array, constant, rows_first, slots
@@ -33,6 +34,8 @@ def put_integer(found: Mapping[str, Site], changes: Mapping[str, Change], target
     for node in list(editor.graph):
         if node.op_type == "Pad":
             _pad_codes(node, editor)
+        elif node.op_type == "MaxPool" and node.inputs[0] not in grids:
+            _pool_before_relu(node, editor)
 
 
 def _grids(found: Mapping[str, Site], changes: Mapping[str, Change]) -> dict[ir.Value, Grid]:
@@ -158,6 +161,27 @@ def _constant_on_grid(numbers: Array, like: Grid, editor: Editor) -> ir.Value:
     return editor.dequantise(editor.constant(quantise(numbers, grid).codes, grid.dtype), grid)
 
 
+def _pool_before_relu(pool: ir.Node, editor: Editor) -> None:
+    """float x -> Relu -> MaxPool -> QuantizeLinear  ->  x -> MaxPool -> Relu -> QuantizeLinear: the same numbers.
+
+    onnxruntime moves a QuantizeLinear up through MaxPool (QDQPropagationTransformer), whose uint8 kernel away from integer
+    convolutions is 20 times slower than the float one. It does not move it through Relu, and drops the Relu afterwards.
+    """
+    relu = pool.inputs[0].producer() if pool.inputs[0] is not None else None
+    after = only_reader(pool.outputs[0])
+    if relu is None or relu.op_type != "Relu" or only_reader(relu.outputs[0]) is not pool or len(pool.outputs) > 1:
+        return
+    if after is None or after.op_type != "QuantizeLinear":
+        return
+    name, pool.name = pool.name or "", f"{pool.name}_replaced"
+    pooled = editor.node("MaxPool", [relu.inputs[0]], name=name, attributes=dict(pool.attributes), dtype=ir.DataType.FLOAT)
+    pooled.shape = pool.outputs[0].shape
+    name, relu.name = relu.name or "", f"{relu.name}_replaced"
+    editor.redirect(pool.outputs[0], editor.node("Relu", [pooled], name=name, dtype=ir.DataType.FLOAT, like=pooled))
+    editor.remove(pool)
+    editor.remove(relu)
+
+
 def _pad_codes(pad: ir.Node, editor: Editor) -> None:
     """DequantizeLinear -> Pad(0) -> QuantizeLinear on one grid  ->  Pad(zero point) on the codes.
 
@@ -168,6 +192,9 @@ def _pad_codes(pad: ir.Node, editor: Editor) -> None:
     if before is None or before.op_type != "DequantizeLinear" or [node.op_type for node in uses] != ["QuantizeLinear"]:
         return
     (after,) = uses
+    # Padding with another constant may leave the range, and so the grid, as it was: its padding is still no zero.
+    if pads_with_constant(pad) and not pads_with_zero(pad):
+        return
     if [after.inputs[1], after.inputs[2]] != [before.inputs[1], before.inputs[2]] or pad.outputs[0].is_graph_output():
         return
     inputs = [before.inputs[0], pad.inputs[1], before.inputs[2], *pad.inputs[3:]]

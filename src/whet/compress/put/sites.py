@@ -71,7 +71,7 @@ def is_integer_op(node: ir.Node, target: Target) -> bool:
 def is_mover(node: ir.Node, target: Target) -> bool:
     """Whether the node only moves data, so that it can run on codes. Pad does where it pads with 0."""
     if node.op_type == "Pad":
-        return _pads_with_zero(node)
+        return pads_with_zero(node)
     if node.op_type == "Resize":
         mode = node.attributes.get("mode")
         return "Resize" in target.moving_ops and (mode is None or mode.as_string() == "nearest")
@@ -135,11 +135,17 @@ def _clips_at_zero(node: ir.Node) -> bool:
     return float(array(low)) == 0.0 and (len(node.inputs) < 3 or node.inputs[2] is None or constant(node, 2) is not None)
 
 
-def _pads_with_zero(node: ir.Node) -> bool:
+def pads_with_constant(node: ir.Node) -> bool:
+    """Whether a Pad adds one number, and not what it finds at the edges."""
     mode = node.attributes.get("mode")
+    return mode is None or mode.as_string() == "constant"
+
+
+def pads_with_zero(node: ir.Node) -> bool:
+    """Whether a Pad adds zeros."""
     value = constant(node, 2)
     given = len(node.inputs) > 2 and node.inputs[2] is not None
-    return (mode is None or mode.as_string() == "constant") and (not given or (value is not None and not array(value).any()))
+    return pads_with_constant(node) and (not given or (value is not None and not array(value).any()))
 
 
 def _vector(value: ir.Value | None) -> bool:

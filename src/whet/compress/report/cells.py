@@ -86,7 +86,7 @@ def shrinkage(outcome: Outcome, trial: Trial, name: str = "size_bytes") -> Cell:
         return missing((after and after.why) or why_nothing(trial))
     if before is None or before.value is None or not math.isfinite(before.value) or before.value <= 0:
         return missing((before and before.why) or "the original has no number")
-    source = "estimated" if "estimated" in (before.source, after.source) else "measured"
+    source = before.source if before.source == "estimated" else after.source
     method = f"{numbers.number(before.value, kind_of(name, ''))} before, {numbers.number(after.value, kind_of(name, ''))} after"
     return cell(replace(after, value=before.value / after.value, interval=None, unit="", method=method, source=source), numbers.TIMES)
 

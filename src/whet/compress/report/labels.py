@@ -26,9 +26,8 @@ class Box:
     bottom: float
 
     def overlaps(self, other: Box, gap: float = 0.0) -> bool:
-        return (
-            self.left < other.right + gap and other.left < self.right + gap and self.top < other.bottom + gap and other.top < self.bottom + gap
-        )
+        across = self.left < other.right + gap and other.left < self.right + gap
+        return across and self.top < other.bottom + gap and other.top < self.bottom + gap
 
     def within(self, other: Box) -> bool:
         return other.left <= self.left and self.right <= other.right and other.top <= self.top and self.bottom <= other.bottom

@@ -64,11 +64,13 @@ class Bars:
     bottom: float
 
 
-def layer_rows(layers: Sequence[LayerReport]) -> tuple[LayerRow, ...]:
-    """All layers, those first that hold most of the bytes, the time, the error or the damage."""
+def layer_rows(layers: Sequence[LayerReport], shown: int = SHOWN) -> tuple[tuple[LayerRow, ...], tuple[LayerRow, ...]]:
+    """(the ``shown`` layers that hold most of the bytes, the time, the error or the damage; the others), in the order of execution."""
     found = [_row(place, layer) for place, layer in enumerate(layers, 1)]
-    weights = [_share(layers, measure) for measure in (_bytes, _time, _noise, _damage)]
-    return tuple(sorted(found, key=lambda row: (-max(weight[row.place - 1] for weight in weights), row.place)))
+    shares = [_share(layers, measure) for measure in (_bytes, _time, _noise, _damage)]
+    weightiest = sorted(found, key=lambda row: (-max(share[row.place - 1] for share in shares), row.place))[:shown]
+    chosen = {row.place for row in weightiest}
+    return tuple(row for row in found if row.place in chosen), tuple(row for row in found if row.place not in chosen)
 
 
 def bars(rows: Sequence[LayerRow]) -> Bars | None:
@@ -93,7 +95,9 @@ def bars(rows: Sequence[LayerRow]) -> Bars | None:
     return Bars(_WIDTH, bottom + _BOTTOM, names, tuple(panels), _TOP, bottom)
 
 
-def operator_rows(layers: Sequence[LayerReport], operators: Sequence[OperatorReport], most: int = 15) -> tuple[tuple[OperatorReport, ...], bool]:
+def operator_rows(
+    layers: Sequence[LayerReport], operators: Sequence[OperatorReport], most: int = 15
+) -> tuple[tuple[OperatorReport, ...], bool]:
     """(the operators that take most of the time before or after, whether they are what the runtime executes).
 
     Where the executed operators were not told, the layers are added up by the operator of the original; what belongs to no layer

@@ -70,13 +70,14 @@ def ticks(values: Sequence[float], kind: Kind) -> tuple[str, ...]:
     """The texts of an axis: each in the unit that suits it, with no more decimals than tell them apart."""
     largest = max(map(abs, values), default=0.0)
     spread = largest / min((abs(value) for value in values if value), default=1.0)
-    texts = []
-    for value in values:
-        unit, name = _unit(value if spread > 1000 and value else largest, kind, DIGITS)
-        scaled = value * kind.base / unit
-        decimals = next((places for places in range(6) if math.isclose(round(scaled, places), scaled, abs_tol=1e-9)), 6)
-        texts.append(_fixed(scaled, decimals, kind.signed) + _suffix(name, kind))
-    return tuple(texts)
+    units = [_unit(value if spread > 1000 and value else largest, kind, DIGITS) for value in values]
+    scaled = [value * kind.base / unit for value, (unit, _) in zip(values, units, strict=True)]
+    needed = [next((places for places in range(6) if math.isclose(round(each, places), each, abs_tol=1e-9)), 6) for each in scaled]
+    alike = len(set(units)) == 1  # in one unit all ticks get equally many decimals
+    return tuple(
+        _fixed(each, max(needed) if alike and spread <= 1000 else own, kind.signed) + _suffix(name, kind)
+        for each, own, (_, name) in zip(scaled, needed, units, strict=True)
+    )
 
 
 def duration(seconds: float) -> str:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from whet.compress.report import layers, sections
-from whet.compress.report.numbers import duration
+from whet.compress.report.cells import Cell
+from whet.compress.report.numbers import BYTES, MICROSECONDS, duration, number
 from whet.compress.report.rows import SIGNS, columns, rows
 from whet.compress.report.scatter import scatter
 from whet.core.document import FrozenMap
 from whet.core.measurement import Interval, Measurement
-from whet.core.outcome import Outcome
+from whet.core.outcome import OperatorReport, Outcome
 from whet.device.files import write_file
 
 HTML_NAME, JSON_NAME = "report.html", "report.json"
@@ -70,25 +71,26 @@ def _context(outcome: Outcome) -> dict[str, Any]:
     """Everything that the template names."""
     found, about = rows(outcome), sections.subject(outcome)
     across, drop, size, ratio = sections.plot_axes(outcome)
-    ordered = layers.layer_rows(outcome.layers)
+    weighty, rest = layers.layer_rows(outcome.layers)
     operators, executed = layers.operator_rows(outcome.layers, outcome.operators)
     return {
         "outcome": outcome,
         "subject": about,
         "won": bool(outcome.winner),
-        "took": duration(outcome.seconds) if outcome.seconds > 0 and math.isfinite(outcome.seconds) else "",
+        "took": _took(outcome.seconds),
+        "made": _took(about.seconds) if about else "",
         "figures": sections.figures(outcome, about) if about else (),
         "gates": sections.gate_rows(outcome, about),
         "front_plot": scatter(found, across, drop, width=860, height=480),
-        "second_plot": scatter(found, size, ratio, width=620, height=360, named=6),
+        "second_plot": scatter(found, size, ratio, width=620, height=360, most=(6, 14)),
         "signs": SIGNS,
         "columns": columns(outcome),
         "rows": found,
         "told": {row.number: sections.told(outcome, row) for row in found},
         "estimated": any(cell.estimated for row in found for cell in row.cells.values()),
-        "layers_top": ordered[: layers.SHOWN],
-        "layers_rest": ordered[layers.SHOWN :],
-        "bars": layers.bars(ordered[: layers.SHOWN]),
+        "layers_top": weighty,
+        "layers_rest": rest,
+        "bars": layers.bars(weighty),
         "profile": sections.profile_rows(outcome, about),
         "operators": [(each, *_operator_cells(each)) for each in operators],
         "executed": executed,
@@ -98,14 +100,17 @@ def _context(outcome: Outcome) -> dict[str, Any]:
         "tools": tuple(sections.facts(outcome.tools)),
         "methods": sections.methods(outcome, found),
         "gaps": sections.gaps(outcome, found),
-        "number": layers.maybe,
-        "bytes": layers.BYTES,
+        "size_of": lambda count: number(count, BYTES),
     }
 
 
-def _operator_cells(each: layers.OperatorReport) -> tuple[layers.Cell, layers.Cell]:
+def _took(seconds: float) -> str:
+    return duration(seconds) if seconds > 0 and math.isfinite(seconds) else ""
+
+
+def _operator_cells(each: OperatorReport) -> tuple[Cell, Cell]:
     why = "not executed" if not (each.calls_before and each.calls_after) else "the runtime does not tell"
-    return layers.maybe(each.time_before_us, layers.MICROSECONDS, why), layers.maybe(each.time_after_us, layers.MICROSECONDS, why)
+    return layers.maybe(each.time_before_us, MICROSECONDS, why), layers.maybe(each.time_after_us, MICROSECONDS, why)
 
 
 def _template(name: str) -> str:

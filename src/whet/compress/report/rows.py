@@ -55,12 +55,12 @@ def columns(outcome: Outcome) -> dict[str, tuple[str, str]]:
     return {
         "quality": (metric[:1].upper() + metric[1:], "the metric with its interval"),
         "drop": ("Drop", "how much worse than the original on the same samples (paired), with its interval; below zero is better"),
-        "faster": ("Times faster", "1 / the ratio of the times, measured interleaved with the original in one run (paired), with its interval"),
+        "faster": ("Times faster", "1 / the ratio of the times, interleaved with the original in one run (paired), with its interval"),
         "latency": ("Latency", "median of one inference"),
         "p95": ("p95", "95 % of the inferences took no longer"),
         "size": ("Size", "bytes of all files on disk"),
         "smaller": ("Times smaller", "size of the original / size of this one"),
-        "memory": (title_of(memory, metric), "resident memory, in a process of its own"),
+        "memory": ("Memory", f"{title_of(memory, metric)}: resident, in a process of its own"),
         "energy": ("Energy", "of one inference"),
     }
 
@@ -80,7 +80,7 @@ def summary_rows(outcome: Outcome) -> list[Mapping[str, str]]:
     Keys: number, name, quality, drop, faster, latency, p95, size, smaller, memory, energy, verdict, why; a number that was not
     measured is a dash, an estimate begins with "≈". The texts are as hostile as the names inside: escape them where it matters.
     """
-    found = []
+    found: list[Mapping[str, str]] = []
     for row in rows(outcome):
         texts = {key: value.line if key in ("drop", "faster") else value.text for key, value in row.cells.items()}
         found.append({"number": str(row.number), "name": row.trial.name, **texts, "verdict": row.verdict, "why": "; ".join(row.reasons)})

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from whet.compress.report import axis, labels
 from whet.compress.report.axis import Axis
@@ -15,7 +16,8 @@ from whet.core.front import front
 from whet.core.measurement import Interval, Measurement
 
 NAMED = 14  # up to so many points all are labelled by name; above that the less important ones get the number of their row
-FAR = 5.0  # a drop this many times the limit is put at the edge, so that the others keep their room
+NUMBERED = 80  # up to so many; above that only the important ones are labelled, and the others by their tooltip
+FAR = 5.0  # a drop this many times the limit, and the typical drop, is put at the edge, so that the others keep their room
 RADIUS: dict[Standing, float] = {"winner": 7.5, "original": 5.0, "closest": 6.0}
 
 
@@ -45,7 +47,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Scatter:
-    """Everything to draw, in the units of the viewBox (0, 0, width, height).
+    """Everything to draw, in the units of the viewBox (0, 0, width, height). marks: the important ones last.
 
     front: the corners of the joined front. limit_x, limit_y: the lines of the gates; refused: the boxes behind them. zero_y: where
     nothing is lost. absent: the rows that lack one of the two numbers.
@@ -72,19 +74,29 @@ class Scatter:
         return any(mark.off for mark in self.marks)
 
 
-def scatter(rows: Sequence[Row], across: Quantity, up: Quantity, *, width: float, height: float, named: int = NAMED) -> Scatter | None:
-    """The plot of ``up`` over ``across``; None where fewer than two candidates have both numbers."""
+def scatter(
+    rows: Sequence[Row], across: Quantity, up: Quantity, *, width: float, height: float, most: tuple[int, int] = (NAMED, NUMBERED)
+) -> Scatter | None:
+    """The plot of ``up`` over ``across``; None where fewer than two candidates have both numbers.
+
+    most: up to how many points are labelled by name, and up to how many by number.
+    """
     shown = [row for row in rows if _value(row, across) is not None and _value(row, up) is not None]
     if len(shown) < 2:
         return None
-    frame = Box(78, 14, width - 18, height - 52)
+    frame = Box(94, 14, width - 18, height - 52)
     x, y = _axes(shown, across, up, frame)
     limit_x = x.at(across.limit) if across.limit is not None and x.holds(across.limit) else None
     limit_y = y.at(up.limit) if up.limit is not None and y.holds(up.limit) else None
-    limits = _limit_texts(across, up, limit_x, limit_y, frame)
-    marks = _labelled([_mark(row, across, up, x, y) for row in shown], frame, limits, named)
+    bare = [_mark(row, across, up, x, y) for row in shown]
+    steps = _front([row for row, mark in zip(shown, bare, strict=True) if not mark.off], across, up, x, y)
+    lines = _limit_lines(limit_x, limit_y, frame)
+    limits = _limit_texts(across, up, limit_x, limit_y, frame, [*lines, *map(_square, bare)])
+    lines += [_thin(*start, *end) for start, end in itertools.pairwise(steps)]
+    lines += [_thin(*whisker) for mark in bare for whisker in mark.whiskers]
+    marks = _labelled(bare, frame, [text.box for text in limits], lines, most)
     return Scatter(
-        width, height, frame, x, y, across.title, up.title, marks, _front(shown, across, up, x, y), _refused(limit_x, limit_y, frame),
+        width, height, frame, x, y, across.title, up.title, marks, steps, _refused(limit_x, limit_y, frame),
         limit_x, limit_y, limits, y.at(0.0) if y.low < 0 < y.high else None, tuple(row for row in rows if row not in shown),
     )  # fmt: skip
 
@@ -106,16 +118,14 @@ def _sensible(values: Sequence[float]) -> list[float]:
 
 
 def _drop_range(shown: Sequence[Row], up: Quantity) -> tuple[float, float]:
-    """From the best to the worst, intervals included, but no further than ``FAR`` times the limit: a candidate that lost
-    everything would else make one line of all the others."""
-    ends = [end for row in shown for end in _ends(row, up)]
-    values = sorted(_value(row, up) or 0.0 for row in shown)
-    unit = abs(up.limit) if up.limit else max(4 * abs(values[len(values) // 2]), 1e-9)
-    low, high = min(0.0, max(min(ends), -FAR * unit)), max(0.0, up.limit or 0.0, *ends)
-    if values[-1] <= FAR * unit:
-        return low, min(high, max(FAR * unit, values[-1]))
-    near = [end for row in shown if (_value(row, up) or 0.0) <= FAR * unit for end in _ends(row, up)]
-    return low, min(max([2 * unit, *near]), FAR * unit)
+    """From the best to the worst, intervals included, but not much further than ``FAR`` times the limit or the typical drop: a
+    candidate that lost everything would else make one line of all the others."""
+    worse = sorted(value for row in shown if (value := _value(row, up) or 0.0) > 0)
+    limit = up.limit or 0.0
+    far = max(FAR * limit, FAR * worse[len(worse) // 2] if worse else 0.0) or max(abs(end) for row in shown for end in _ends(row, up))
+    near = [end for row in shown if (_value(row, up) or 0.0) <= far for end in _ends(row, up)]
+    low = min(0.0, limit, max([-far, min(near, default=0.0)]))
+    return low, max(0.0, 1.3 * limit, min(far, max(near, default=0.0)))
 
 
 def _mark(row: Row, across: Quantity, up: Quantity, x: Axis, y: Axis) -> Mark:
@@ -132,22 +142,22 @@ def _mark(row: Row, across: Quantity, up: Quantity, x: Axis, y: Axis) -> Mark:
     return Mark(row, place_x, place_y + (radius if off else 0.0), radius, title, tuple(whiskers), off, None)
 
 
-def _labelled(marks: Sequence[Mark], frame: Box, limits: Sequence[Label], named: int) -> tuple[Mark, ...]:
+def _labelled(
+    marks: Sequence[Mark], frame: Box, taken: Sequence[Box], lines: Sequence[Box], most: tuple[int, int]
+) -> tuple[Mark, ...]:
     """The marks with their labels: the important ones first, so that they get the best places."""
     order = sorted(range(len(marks)), key=lambda index: _importance(marks[index]))
-    wishes = [_wish(marks[index], len(marks) <= named) for index in order]
-    lines = [_thin(*whisker) for mark in marks for whisker in mark.whiskers]
-    found = dict(zip(order, labels.place(wishes, frame, [text.box for text in limits], lines), strict=True))
-    return tuple(
-        Mark(mark.row, mark.x, mark.y, mark.radius, mark.title, mark.whiskers, mark.off, found[index]) for index, mark in enumerate(marks)
-    )
+    wishes = [_wish(marks[index], len(marks) <= most[0], len(marks) <= most[1]) for index in order]
+    found = dict(zip(order, labels.place(wishes, frame, taken, lines), strict=True))
+    return tuple(replace(marks[index], label=found[index]) for index in reversed(order))  # the important ones are drawn last, on top
 
 
-def _wish(mark: Mark, all_named: bool) -> Wish:
+def _wish(mark: Mark, all_named: bool, all_numbered: bool) -> Wish:
     own = str(mark.row.number)
     name = labels.shortened(mark.row.trial.name) or own
     important = mark.row.standing in ("winner", "original", "closest")
-    return Wish(mark.x, mark.y, mark.radius, (name, own) if important or all_named else (own,))
+    texts = (name, own) if important or all_named else (own,) if all_numbered or mark.row.trial.on_front else ()
+    return Wish(mark.x, mark.y, mark.radius, texts)
 
 
 def _importance(mark: Mark) -> tuple[int, int]:
@@ -158,10 +168,9 @@ def _importance(mark: Mark) -> tuple[int, int]:
 def _front(shown: Sequence[Row], across: Quantity, up: Quantity, x: Axis, y: Axis) -> tuple[tuple[float, float], ...]:
     """Steps through the candidates that no other one beats in these two numbers: below and left of them nothing was found."""
     points = {str(row.number): (_value(row, across) or 0.0, _value(row, up) or 0.0) for row in shown}
-    best = sorted({points[name] for name in front(points)})
     corners: list[tuple[float, float]] = []
-    for wide, tall in best:
-        place = (round(x.at(wide), 1), round(y.at(tall), 1))
+    for across_value, up_value in sorted({points[name] for name in front(points)}):
+        place = (round(x.at(across_value), 1), round(y.at(up_value), 1))
         if corners:
             corners.append((place[0], corners[-1][1]))
         corners.append(place)
@@ -178,17 +187,31 @@ def _refused(limit_x: float | None, limit_y: float | None, frame: Box) -> tuple[
     return tuple(found)
 
 
-def _limit_texts(across: Quantity, up: Quantity, limit_x: float | None, limit_y: float | None, frame: Box) -> tuple[Label, ...]:
-    found = []
+def _limit_lines(limit_x: float | None, limit_y: float | None, frame: Box) -> list[Box]:
+    across = [] if limit_y is None else [_thin(frame.left, limit_y, frame.right, limit_y)]
+    return across + ([] if limit_x is None else [_thin(limit_x, frame.top, limit_x, frame.bottom)])
+
+
+def _limit_texts(
+    across: Quantity, up: Quantity, limit_x: float | None, limit_y: float | None, frame: Box, taken: Sequence[Box]
+) -> tuple[Label, ...]:
+    """The limits written along their lines, where they cover no point; at the first place where they must."""
+    found: list[Label] = []
     if limit_y is not None and up.limit is not None:
         text = f"limit {number(up.limit, up.kind)}"
-        top = limit_y - labels.LINE - 1 if limit_y - labels.LINE - 1 > frame.top else limit_y + 1
-        found.append(_fixed(text, frame.right - labels.text_width(text) - 2, top))
+        lefts = (frame.right - labels.text_width(text) - 2, frame.left + 4, (frame.left + frame.right) / 2)
+        found.append(_free([_fixed(text, left, top) for top in (limit_y - labels.LINE - 2, limit_y + 2) for left in lefts], frame, taken))
     if limit_x is not None and across.limit is not None:
         text = f"limit {number(across.limit, across.kind)}"
-        left = limit_x + 4 if limit_x + 4 + labels.text_width(text) < frame.right else limit_x - 4 - labels.text_width(text)
-        found.append(_fixed(text, left, frame.bottom - labels.LINE - 2))
+        tops = (frame.bottom - labels.LINE - 3, frame.top + 3, (frame.top + frame.bottom) / 2)
+        sides = (limit_x + 4, limit_x - 4 - labels.text_width(text))
+        found.append(_free([_fixed(text, left, top) for left in sides for top in tops], frame, [*taken, *(each.box for each in found)]))
     return tuple(found)
+
+
+def _free(offers: Sequence[Label], frame: Box, taken: Sequence[Box]) -> Label:
+    inside = [label for label in offers if label.box.within(frame)] or list(offers)
+    return next((label for label in inside if not any(label.box.overlaps(box, 1) for box in taken)), inside[0])
 
 
 def _fixed(text: str, left: float, top: float) -> Label:
@@ -217,6 +240,10 @@ def _interval(row: Row, what: Quantity) -> Interval | None:
 def _ends(row: Row, what: Quantity) -> tuple[float, ...]:
     span, value = _interval(row, what), _value(row, what) or 0.0
     return (span.low, span.high, value) if span is not None else (value,)
+
+
+def _square(mark: Mark) -> Box:
+    return Box(mark.x - mark.radius, mark.y - mark.radius, mark.x + mark.radius, mark.y + mark.radius)
 
 
 def _thin(x1: float, y1: float, x2: float, y2: float) -> Box:

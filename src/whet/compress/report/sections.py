@@ -111,8 +111,8 @@ def profile_rows(outcome: Outcome, trial: Trial | None) -> tuple[ProfileRow, ...
     found = []
     for name in _PROFILE:
         if name in original.measurements or name in trial.measurements:
-            change = _ratio(outcome, original, trial, name)
-            found.append(ProfileRow(title_of(name, outcome.metric), cells.measured(outcome, original, name), cells.measured(outcome, trial, name), change))
+            before, after = (cells.measured(outcome, each, name) for each in (original, trial))
+            found.append(ProfileRow(title_of(name, outcome.metric), before, after, _ratio(outcome, original, trial, name)))
     return tuple(found)
 
 
@@ -218,7 +218,7 @@ def _limit(outcome: Outcome, name: str) -> float | None:
 
 
 def _fact(value: Any, name: str = "") -> str:
-    if value is None or isinstance(value, float) and not math.isfinite(value):
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return cells.DASH
     if isinstance(value, bool):
         return "yes" if value else "no"

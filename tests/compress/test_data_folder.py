@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import wave
 from pathlib import Path
@@ -253,3 +254,12 @@ def test_a_sound_of_another_length_and_a_broken_one_are_refused(tmp_path: Path) 
     (tmp_path / "a.wav").write_bytes(b"RIFF")
     with pytest.raises(Refused, match=r"read the sound .*a\.wav"):
         load_data(tmp_path, [TensorSpec("x", "float32", ("N", 500))])
+
+
+def test_the_page_names_every_key_and_its_example_is_valid(root: Path) -> None:
+    page = (root / "docs" / "data.md").read_text(encoding="utf-8")
+    keys = [field.name for field in dataclasses.fields(Preprocessing) if field.name != "extra"]
+    assert [key for key in keys if f"`{key}`" not in page] == []
+    example = Preprocessing.from_text(page.split("```toml\n")[1].split("```")[0])
+    assert example.resize == 256
+    assert example.classes == ("cat", "dog")

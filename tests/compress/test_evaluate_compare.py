@@ -109,6 +109,7 @@ def test_binary_f1_of_an_equal_candidate_is_wider_for_a_rare_class() -> None:
     assert 2 / N < highs[0] < highs[1]
 
 
+@pytest.mark.slow
 def test_the_f1_interval_covers() -> None:
     """Few flips, drawn many times: the true drop lies above the upper end in about 5 % of the draws."""
     random, missed = np.random.default_rng(0), 0

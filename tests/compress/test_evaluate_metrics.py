@@ -229,3 +229,12 @@ def test_an_own_function_from_a_file(tmp_path: Path) -> None:
 def test_an_own_function_that_fails_is_said(result: Any, message: str) -> None:
     with pytest.raises(Refused, match=message):
         compared(LOGITS, NOISY, LABELS, result)
+
+
+def test_the_page_names_every_metric(root: Path) -> None:
+    page = (root / "docs" / "metrics.md").read_text(encoding="utf-8")
+    with pytest.raises(Refused) as refusal:
+        find_metric("?")
+    names = refusal.value.found.removeprefix("there are ").split(", ")
+    assert len(names) == 10
+    assert [name for name in names if f"`{name.split(' ')[0]}`" not in page] == []

@@ -66,7 +66,8 @@ def test_every_kind_of_node_at_once(flag: bool) -> None:
 
 def test_outputs_that_are_constants_inputs_and_identities_keep_their_names() -> None:
     nodes = [node("Identity", ["x"], ["same"]), node("Relu", ["x"], ["r"]), node("Identity", ["r"], ["copy"]),
-             node("Identity", ["r"], ["again"]), node("Add", ["c", "c"], ["sum"]), node("Identity", ["same"], ["inner"]), node("Neg", ["inner"], ["neg"])]
+             node("Identity", ["r"], ["again"]), node("Add", ["c", "c"], ["sum"]),
+             node("Identity", ["same"], ["inner"]), node("Neg", ["inner"], ["neg"])]
     outputs = ["same", "copy", "again", "sum", "neg", "r"]
     proto = model(nodes, [info("x", FLOAT, [2])], [info(name, FLOAT, [2]) for name in outputs], [weight("c", 2)])
     loaded = normalise(from_proto(proto))

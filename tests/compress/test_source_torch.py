@@ -170,7 +170,8 @@ def test_a_callable_is_imported_from_the_current_folder(package: Path) -> None:
 @pytest.mark.parametrize(("reference", "says"), [
     ("no_such_module_here:x", "no module"), ("whet_test_net:absent", "has no"), ("whet_test_net:number", "is a int"),
     ("whet_test_net:wrong", "returns a int"), ("whet_test_net:fails", "without arguments fails"),
-    ("whet_test_net:picky", "without arguments fails"), ("whet_test_broken:x", "install 'not_there_at_all'"), ("not a reference", "package.module:callable"),
+    ("whet_test_net:picky", "without arguments fails"),
+    ("whet_test_broken:x", "install 'not_there_at_all'"), ("not a reference", "package.module:callable"),
 ])
 def test_a_callable_that_gives_no_module(package: Path, reference: str, says: str) -> None:
     with pytest.raises(Refused, match=says):

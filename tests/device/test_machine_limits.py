@@ -111,6 +111,13 @@ def test_the_buffer_outgrows_the_cache_and_spares_the_memory() -> None:
     assert rooms._buffer_bytes(replace(here, cache_bytes=2**30, memory_bytes=2**30)) == 2**27
 
 
+def test_the_rate_is_of_multiply_accumulates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rooms, "_SIZES", (16, 32))
+    monkeypatch.setattr(rooms, "_fastest", lambda work, until: 0.001)
+    assert rooms._product_rate("MatMul", "float32", "float32", 1) == pytest.approx(32**3 / 0.001)
+    assert rooms._read_rate(2**20, 2) == pytest.approx(2**20 / 0.001)
+
+
 @pytest.mark.slow
 @pytest.mark.timing
 def test_the_real_thing_is_quick_and_plausible(tmp_path: Path) -> None:

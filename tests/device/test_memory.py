@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -79,7 +80,9 @@ def test_feeds_that_do_not_fit_say_why(tmp_path: Path) -> None:
 def test_a_process_that_fails_gives_no_value_and_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, why: str) -> None:
     real = subprocess.run
     monkeypatch.setattr(rooms.subprocess, "run", lambda command, **kwargs: real([sys.executable, "-S", "-c", script], **kwargs))
+    begin = perf_counter()
     found = peak_memory(saved(tmp_path, dense()), feeds={}, timeout_s=0.3 if "while" in script else 60)
+    assert perf_counter() - begin < 8
     assert found.value is None
     assert why in found.why
 

@@ -75,6 +75,11 @@ def test_warm_up_and_outliers_do_not_count() -> None:
     assert first.share == pytest.approx(25 / 30)
 
 
+def test_nodes_of_one_name_are_told_apart_by_their_place() -> None:
+    found = rooms._summed([event("a", us, at) for _ in range(5) for at, us in enumerate((10, 30))], 2)
+    assert [one.mean_us for one in found] == [30, 10]
+
+
 def test_a_node_that_not_every_inference_calls_has_its_plain_mean() -> None:
     (found,) = rooms._summed([event("a", 12, 0)], 3)
     assert found.mean_us == 2  # 12 us in six inferences

@@ -35,6 +35,12 @@ def test_order_statistics_against_the_table() -> None:
     assert (low, high, reached) == (pytest.approx(6, abs=0.01), pytest.approx(15, abs=0.01), 0.95861)
 
 
+def test_interpolation_by_hand() -> None:
+    """n = 10 at 95 %, by the paper: ranks 2 (97.85 %) and 3 (89.06 %), I = 0.3240, lambda = 8 I / (2 + 6 I) = 0.6573."""
+    low, high, reached = order_statistic_interval(np.arange(1.0, 11), 0.95)
+    assert (low, high, reached) == (pytest.approx(2.657, abs=0.001), pytest.approx(8.343, abs=0.001), 0.95)
+
+
 def test_too_few_samples_admit_the_confidence_they_have() -> None:
     assert order_statistic_interval(np.array([1.0, 2.0]), 0.95) == (1.0, 2.0, 0.5)
     assert order_statistic_interval(np.arange(5.0), 0.95) == (0.0, 4.0, 1 - 2**-4)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from whet.compress.edit import Editor
 from whet.compress.grid import Array, Floats
-from whet.compress.weights import array, constant, float_attribute, int_attribute, rows_first, as_stored, slots
+from whet.compress.weights import array, as_stored, constant, float_attribute, int_attribute, is_row, rows_first, slots
 
 
 def fold(model: ir.Model) -> None:
@@ -50,7 +50,7 @@ def _fold_batch_norm(norm: ir.Node, editor: Editor) -> None:
     if None in parameters or int_attribute(norm, "training_mode", 0) or not slots(before) or grouped_transpose or len(norm.outputs) > 1:
         return
     bias_value = before.inputs[2] if len(before.inputs) > 2 else None
-    if (bias_value is not None and constant(before, 2) is None) or not _plain_gemm(before):
+    if (bias_value is not None and not is_row(constant(before, 2))) or not _plain_gemm(before):
         return
     gain, beta, mean, variance = (array(value).astype(np.float64) for value in parameters if value is not None)
     factor = gain / np.sqrt(variance + float_attribute(norm, "epsilon", 1e-5))
@@ -86,15 +86,16 @@ def _fold_bias(product: ir.Node, editor: Editor) -> None:
 
 def _fold_gemm_factors(node: ir.Node, editor: Editor) -> None:
     """alpha into the weight and beta into the bias, since integer kernels know neither."""
-    if _plain_gemm(node) or not slots(node) or int_attribute(node, "transA", 0):
+    if _plain_gemm(node) or not slots(node):
         return
-    bias = constant(node, 2)
-    if len(node.inputs) > 2 and node.inputs[2] is not None and bias is None:
-        return
-    weight = array(node.inputs[1])  # type: ignore[arg-type]
-    _set(node, 1, (weight * np.float32(float_attribute(node, "alpha", 1.0))).astype(np.float32), editor)
-    if bias is not None:
-        _set(node, 2, (array(bias) * np.float32(float_attribute(node, "beta", 1.0))).astype(np.float32), editor)
+    alpha, beta = (np.float32(float_attribute(node, name, 1.0)) for name in ("alpha", "beta"))
+    _set(node, 1, array(node.inputs[1]) * alpha, editor)  # type: ignore[arg-type]
+    if len(node.inputs) > 2 and node.inputs[2] is not None and beta != 1:
+        bias = constant(node, 2)
+        if bias is not None:
+            _set(node, 2, array(bias) * beta, editor)
+        else:
+            node.replace_input_with(2, editor.node("Mul", [node.inputs[2], editor.constant(beta)], like=node.inputs[2], dtype=node.inputs[2].dtype))
     for name in ("alpha", "beta"):
         node.attributes.pop(name, None)
 

@@ -18,6 +18,7 @@ from whet.compress.put.half import put_half
 from whet.compress.put.integer import put_integer
 from whet.compress.put.sites import Site, sites
 from whet.compress.put.storage import FOLD_AT_LOAD, put_float16, put_weight
+from whet.compress.source.naming import name_nodes, name_values
 from whet.compress.statistics import Statistics
 from whet.compress.technique import Change, LayerView
 from whet.compress.slim import drop_annotations, shorten_names
@@ -130,6 +131,8 @@ class GraphModel:
         editor = Editor(model.ir.graph)
         nodes = {node.name: node for node in model.ir.graph}
         options = dict(self.session_options)
+        # With the option that folds DequantizeLinear at load, the integer kernels of an earlier step would compute in float.
+        computes_in_integers = any(node.op_type == "QuantizeLinear" for node in model.ir.graph)
         halves = [name for name, found in changes.items() if any(c.compute == "float16" for c in found.values())]
         halves += [name for name, change in computing.items() if change.compute == "float16"]
         put_half([nodes[name] for name in halves], editor)
@@ -137,7 +140,7 @@ class GraphModel:
             kinds = {change.compute for change in found.values()}
             if kinds == {"dynamic"}:
                 put_dynamic(nodes[name], {slot: change.weight for slot, change in found.items()}, editor)  # type: ignore[misc]
-            elif kinds == {"float32"} and _put_stored(nodes[name], found, target, editor):
+            elif kinds == {"float32"} and _put_stored(nodes[name], found, target, editor) and not computes_in_integers:
                 options.update(FOLD_AT_LOAD)
         editor.close()
         return replace(model, session_options=FrozenMap(options))
@@ -225,5 +228,7 @@ def _raise_opset(model: ir.Model, version: int) -> None:
 
     try:
         version_converter.convert_version(model, version, fallback=True)
+        name_nodes(model.graph)  # an operator that changed its meaning (Softmax) becomes several, and the new ones have no name
+        name_values(model)
     except Exception as error:
         raise Refused(f"convert the model from opset {current} to {version}", found=str(error), do="export it again with a newer opset") from error

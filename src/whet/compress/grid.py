@@ -137,10 +137,15 @@ def quantise_bias(bias: Floats, scale: Floats) -> NDArray[np.int32]:
     return np.clip(np.rint(np.asarray(bias, np.float64) / np.asarray(scale, np.float64)), -limit, limit).astype(np.int32)
 
 
-def scale_for_bias(weight_scale: Floats, input_scale: float, bias: Floats) -> Floats:
-    """The weight scales, raised where a channel's bias would not fit int32 on the accumulator's grid (dead channels do that)."""
-    needed = np.abs(np.asarray(bias, np.float64)) / (float(1 << 30) * input_scale)
-    return np.maximum(weight_scale, needed.astype(np.float32))
+def scale_for_bias(weight_scale: Floats, input_scale: float, bias: Floats, dead: NDArray[np.bool_]) -> Floats:
+    """The weight scales that a bias can live with; its steps on the accumulator's grid are input_scale * weight scale.
+
+    They are raised where the bias would not fit int32, or its steps would be subnormal. dead: channels whose weights are all 0, for
+    which any scale is right: theirs is just what the bias needs, since the 1 of a range without width may make its steps too coarse.
+    """
+    size = np.abs(np.asarray(bias, np.float64))
+    needed = np.maximum(size / (float(1 << 30) * input_scale), 2 * SMALLEST_SCALE * max(1.0, 1.0 / input_scale))
+    return np.where(dead & (size > 0), needed, np.maximum(weight_scale, needed)).astype(np.float32)
 
 
 def block_count(length: int, block: int) -> int:

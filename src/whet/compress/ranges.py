@@ -55,10 +55,12 @@ def by_entropy(statistics: Statistics, codes: int) -> tuple[float, float]:
     """The range whose quantised distribution is nearest to the tensor's, in KL divergence (Migacz 2017, TensorRT 8-bit inference).
 
     Both ends shrink together; the mass outside goes to the end bins of the reference P, and Q is P's bins merged to ``codes``
-    levels and spread again over the bins that were not empty.
+    levels and spread again over the bins that were not empty. Zeros are left out: a grid holds them exactly, and behind a Relu
+    their one full bin would outweigh everything else and always ask for the narrowest range.
     """
     shares = np.arange(1.0, 0.195, -0.02)
-    divergences = [_divergence(statistics, share * statistics.low, share * statistics.high, codes) for share in shares]
+    counts = _without_zeros(statistics)
+    divergences = [_divergence(statistics, counts, share * statistics.low, share * statistics.high, codes) for share in shares]
     best = float(shares[int(np.argmin(divergences))])
     return best * statistics.low, best * statistics.high
 
@@ -75,14 +77,23 @@ def _squared_error(statistics: Statistics, low: float, high: float, codes: int) 
     return float((statistics.counts * cost).sum())
 
 
-def _divergence(statistics: Statistics, low: float, high: float, codes: int) -> float:
+def _divergence(statistics: Statistics, counts: NDArray[np.int64], low: float, high: float, codes: int) -> float:
     first = int(np.clip((low - statistics.start) / statistics.width, 0, BINS - 1))
     last = int(np.clip(np.ceil((high - statistics.start) / statistics.width), first + 1, BINS))
-    kept = statistics.counts[first:last].astype(np.float64)
+    kept = counts[first:last].astype(np.float64)
     reference = kept.copy()
-    reference[0] += statistics.counts[:first].sum()
-    reference[-1] += statistics.counts[last:].sum()
+    reference[0] += counts[:first].sum()
+    reference[-1] += counts[last:].sum()
     return _kl(reference, _coarse(kept, codes))
+
+
+def _without_zeros(statistics: Statistics) -> NDArray[np.int64]:
+    """The counts, with no more in the bin that holds 0 than in the bin beside it."""
+    counts = statistics.counts.copy()
+    zero = int(np.clip(-statistics.start / statistics.width, 0, BINS - 1))
+    beside = zero + 1 if statistics.high > 0 and zero + 1 < BINS else max(zero - 1, 0)
+    counts[zero] = min(counts[zero], counts[beside])
+    return counts
 
 
 def _coarse(counts: NDArray[np.float64], levels: int) -> NDArray[np.float64]:

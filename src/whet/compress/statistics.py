@@ -17,6 +17,7 @@ from whet.compress.grid import Array
 from whet.core.errors import Refused
 
 BINS = 2048
+ROOM = 1.25  # how much farther than the first batch the bins reach
 MOMENTUM = 0.9
 
 
@@ -32,7 +33,7 @@ class Statistics:
     mean_high: float = 0.0
     count: int = 0
     batches: int = 0
-    # bins cover [start, start + BINS * width); width 0 until the first batch that is not all one value
+    # bins cover [start, start + BINS * width); width 0 until the first batch
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
     start: float = 0.0
     width: float = 0.0
@@ -67,9 +68,10 @@ class Statistics:
 
     def _make_room(self, low: float, high: float) -> None:
         if self.width == 0.0:
-            # One-sided data (after Relu) gets all bins on its side; a little room keeps the maximum out of the last edge.
-            self.start = min(low, 0.0)
-            self.width = max((max(high, 0.0) - self.start) * 1.001, 1e-30) / BINS
+            # One-sided data (after Relu) gets all bins on its side. With room for what later batches bring, for each doubling
+            # leaves half of the bins empty.
+            self.start = ROOM * min(low, 0.0)
+            self.width = max(ROOM * max(high, 0.0) - self.start, 1e-30) / BINS
         while high >= self.start + BINS * self.width:
             self._merge(first=0)
         while low < self.start:

@@ -60,6 +60,11 @@ def array(value: ir.Value) -> Array:
     return numbers.astype(np.float32) if value.const_value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) else numbers
 
 
+def is_row(value: ir.Value | None) -> bool:
+    """Whether the value is a constant that holds one number for all columns of a matrix, or one for each: a bias of a product."""
+    return value is not None and value.const_value is not None and all(size == 1 for size in tuple(value.const_value.shape)[:-1])
+
+
 def rows_first(weight: Array, slot: Slot) -> Array:
     """Stored layout -> [out, ...]."""
     return np.ascontiguousarray(np.moveaxis(weight, slot.axis, 0))

@@ -8,7 +8,6 @@ and good for comparing two models, not for sizing a battery.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +128,7 @@ def packages(powercap: Path = POWERCAP) -> tuple[Domain, ...]:
     """
     found = []
     for folder in sorted(powercap.glob("intel-rapl:*")):  # AMD's too, in spite of the name
-        name = (folder / "name").read_text().strip() if re.fullmatch(r"intel-rapl:\d+", folder.name) else ""
+        name = (folder / "name").read_text().strip()
         if name.startswith("package"):
             found.append(Domain(name, folder / "energy_uj", int((folder / "max_energy_range_uj").read_text())))
     return tuple(found)

@@ -67,7 +67,7 @@ def memory_use(
         # Input names may hold any character, which names inside an .npz may not: the arrays go by number.
         np.savez(arrays, **{str(at): np.asarray(value) for at, value in enumerate(feeds.values())})  # type: ignore[arg-type]
         request.write_text(json.dumps({
-            "model": str(Path(model).resolve()), "feeds": str(arrays), "names": list(feeds), "threads": threads,
+            "model": str(model), "feeds": str(arrays), "names": list(feeds), "threads": threads,
             "options": dict(options or {}), "providers": list(providers), "runs": runs,
         }))  # fmt: skip
         found = _fresh_process(request, timeout_s)

@@ -78,8 +78,8 @@ class Metric:
 
 
 def find_metric(metric: str | Metric | Callable[..., Any]) -> Metric:
-    """The metric of that name, or a Metric as it is: accuracy, top5 (or top-5, any k), f1, auc, mae, rmse; fidelity, flips, kl, sqnr_db; ``module:function`` or
-    ``path/file.py:function``; or a Python function. Raises Refused, listing what exists."""
+    """The metric of that name: accuracy, top5 (or top-5, any k), f1, auc, mae, rmse; fidelity, flips, kl, sqnr_db; ``module:function``
+    or ``path/file.py:function``; of a Python function; or a Metric as it is. Raises Refused, listing what exists."""
     from whet.compress.evaluate.own import load_function, own_metric
 
     if isinstance(metric, Metric):

@@ -165,7 +165,7 @@ def _data(graph: GraphModel, data: Any, calibration: Any, seed: int) -> tuple[Da
         raise Refused("split calibration samples off the data", found=f"{len(evaluation)} samples", do="give more data, or --calibration")
     count = min(CALIBRATION_SAMPLES, max(len(evaluation) // 5, 2))
     calibrating, rest = split(evaluation, count=count, seed=seed)
-    return rest, calibrating, (f"{count} samples were split off the evaluation data for calibration; they are not evaluated on",)
+    return rest, calibrating, (f"{len(calibrating)} samples were split off the evaluation data for calibration; they are not evaluated on",)
 
 
 @contextmanager

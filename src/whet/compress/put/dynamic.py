@@ -8,7 +8,7 @@ import onnx_ir as ir
 from whet.compress.edit import Editor
 from whet.compress.grid import Quantised
 from whet.compress.put.storage import stored_codes
-from whet.compress.weights import Slot, array
+from whet.compress.weights import Slot, array, int_attribute
 
 
 def put_dynamic(node: ir.Node, weights: dict[Slot, Quantised], editor: Editor) -> None:
@@ -27,6 +27,8 @@ def _put_product(node: ir.Node, slot: Slot, weight: Quantised, editor: Editor) -
     codes, grid = stored_codes(weight, tuple(array(stored).shape), slot)
     if node.op_type == "Gemm" and slot.axis == 0:  # MatMulInteger knows no transB
         codes = np.ascontiguousarray(codes.T)
+    if int_attribute(node, "transA", 0):
+        x = editor.node("Transpose", [x], dtype=ir.DataType.FLOAT)
     quantised, scale_x, zero_x = _quantise_dynamically(x, editor)
     convolution = node.op_type == "Conv"
     if convolution:  # onnxruntime's ConvInteger is fast with uint8 weights only: same grid, codes moved up by 128
@@ -46,11 +48,19 @@ def _put_product(node: ir.Node, slot: Slot, weight: Quantised, editor: Editor) -
     bias = node.inputs[slot.bias] if slot.bias is not None and len(node.inputs) > slot.bias else None
     if bias is not None:
         if convolution:
-            bias = editor.constant(array(bias).reshape(-1, *[1] * (dims - 2)))
+            bias = _along_channels(bias, dims - 2, editor)
         out = editor.node("Add", [out, bias], like=old, dtype=ir.DataType.FLOAT)
     editor.take_output(old, out)
     editor.redirect(old, out)
     editor.remove(node)
+
+
+def _along_channels(bias: ir.Value, kernel_dims: int, editor: Editor) -> ir.Value:
+    """[out] -> [out, 1...], to be added to [n, out, ...]."""
+    shape = [-1, *[1] * kernel_dims]
+    if bias.const_value is not None and not bias.is_graph_input():
+        return editor.constant(array(bias).reshape(shape))
+    return editor.node("Reshape", [bias, editor.constant(np.array(shape, np.int64))], dtype=ir.DataType.FLOAT)
 
 
 def _quantise_dynamically(x: ir.Value, editor: Editor) -> tuple[ir.Value, ir.Value, ir.Value]:

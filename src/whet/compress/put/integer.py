@@ -136,14 +136,15 @@ def _put_weight(node: ir.Node, weight: Quantised, input_grid: Grid, editor: Edit
 
 
 def _fit_bias(weight: Quantised, rows: Array, input_scale: float, bias: Array) -> Quantised:
-    """The weight on coarser grids for the channels whose bias would overflow int32 (dead channels have tiny scales)."""
+    """The weight with the scales that its bias needs: coarser where that would overflow int32, finer where all weights are 0."""
     grid = weight.grid
     bounds = bias if grid.axis is not None else np.abs(bias).max(initial=0.0)
-    scale = scale_for_bias(grid.scale, input_scale, np.asarray(bounds, np.float32))
+    dead = ~weight.codes.any(axis=1 if grid.axis is not None else None)
+    scale = scale_for_bias(grid.scale, input_scale, np.asarray(bounds, np.float32), dead)
     if np.array_equal(scale, grid.scale):
         return weight
     fitted = Grid(grid.bits, grid.signed, scale, grid.zero_point, grid.axis)
-    changed = scale != grid.scale
+    changed = (scale != grid.scale) & ~dead
     again = quantise(rows.reshape(weight.codes.shape), fitted)
     # Channels that keep their scale keep their codes, which a technique may have chosen otherwise than by rounding.
     codes = np.where(changed.reshape(-1, 1) if grid.axis is not None else changed, again.codes, weight.codes)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from whet.compress.fold import only_reader
-from whet.compress.weights import array, constant, float_attribute, int_attribute, slots
+from whet.compress.weights import array, constant, float_attribute, int_attribute, is_row, slots
 from whet.core.target import Target
 
 PRODUCTS = frozenset({"MatMul", "Gemm"})  # may end in float
@@ -62,7 +62,7 @@ def is_integer_op(node: ir.Node, target: Target) -> bool:
     if node.op_type in ("Conv", "Gemm"):
         plain = node.op_type == "Conv" or (not int_attribute(node, "transA", 0) and float_attribute(node, "alpha", 1.0) == 1.0
                                            and float_attribute(node, "beta", 1.0) == 1.0)
-        return bool(slots(node)) and plain and (len(node.inputs) < 3 or node.inputs[2] is None or _vector(constant(node, 2)))
+        return bool(slots(node)) and plain and (len(node.inputs) < 3 or node.inputs[2] is None or is_row(constant(node, 2)))
     if node.op_type == "MatMul" and constant(node, 1) is not None:
         return len(array(node.inputs[1]).shape) == 2 and constant(node, 0) is None  # type: ignore[arg-type]
     return bool(activation_inputs(node)) and all(_float_or_unknown(value) for value in node.inputs if value is not None)
@@ -146,10 +146,6 @@ def pads_with_zero(node: ir.Node) -> bool:
     value = constant(node, 2)
     given = len(node.inputs) > 2 and node.inputs[2] is not None
     return pads_with_constant(node) and (not given or (value is not None and not array(value).any()))
-
-
-def _vector(value: ir.Value | None) -> bool:
-    return value is not None and sum(size > 1 for size in array(value).shape) <= 1
 
 
 def _float_or_unknown(value: ir.Value) -> bool:

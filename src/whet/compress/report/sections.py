@@ -128,10 +128,10 @@ def recipe_text(trial: Trial) -> str:
 
 
 def facts(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """A nested table as lines: ("evaluation.sha256", "12ab...")."""
+    """A nested table as lines: ("evaluation sha256", "12ab...")."""
     for name, value in table.items():
         if isinstance(value, Mapping):
-            yield from facts(value, f"{prefix}{name}.")
+            yield from facts(value, f"{prefix}{name} ")
         elif isinstance(value, tuple) and not any(isinstance(each, Mapping) for each in value):
             yield f"{prefix}{name}", ", ".join(map(_fact, value)) or cells.DASH
         else:

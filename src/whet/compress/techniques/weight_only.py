@@ -14,6 +14,7 @@ from whet.core.target import Target
 
 OPS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Gather", "LSTM", "GRU"})
 # Blocks run along the summed dimension of a matrix product; a convolution kernel has no such one dimension, a table of rows none.
+# A stack of matrices (a batched product) gets one scale an output channel.
 BLOCK_OPS = frozenset({"Gemm", "MatMul"})
 
 
@@ -38,7 +39,7 @@ def weight_only(layer: LayerView, target: Target, *,
     if layer.weight is None:
         raise Refused(f"quantise the weights of {layer.name}", found="it has none")
     rows = layer.weight.shape[0]
-    blocked = block > 0 and layer.op in BLOCK_OPS
+    blocked = block > 0 and layer.op in BLOCK_OPS and layer.weight.ndim == 2
     flat = layer.weight.reshape(rows, -1)  # [out, in]
     grid = weight_grid(flat, bits=bits, symmetric=symmetric, axis=1 if blocked else 0, block=block if blocked else 0)
     return Change(weight=quantise(np.ascontiguousarray(flat), grid), kernel={"accuracy_level": accuracy_level})
@@ -48,7 +49,7 @@ def foresee(layer: Layer, target: Target, *, bits: int = 8, block: int = 0, symm
     """Weights of the layers that have them; a packed kernel for blocked matrix products where the target has one."""
     if not layer.weight_shape or layer.op not in OPS:
         return Foresight(False, note="no weights that can be stored as integers")
-    blocked = block > 0 and layer.op in BLOCK_OPS
+    blocked = block > 0 and layer.op in BLOCK_OPS and len(layer.weight_shape) == 2
     dtype = f"{'' if symmetric else 'u'}int{bits}"
     if blocked and "MatMul" in target.nbits_ops:
         level = "int8 activations" if accuracy_level == 4 else "float32"

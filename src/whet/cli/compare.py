@@ -1,0 +1,116 @@
+"""``whet compare``: two models on the same samples and in the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from whet.cli import options
+from whet.cli.endings import GATED
+from whet.cli.quantities import SHARE, Shape
+from whet.cli.screen import Column, Screen
+
+if TYPE_CHECKING:
+    from whet.compress.compare import SideBySide
+    from whet.compress.evaluate import Comparison
+    from whet.core.gate import Verdict
+    from whet.core.measurement import Measurement
+
+_COSTS = ("latency_ms", "latency_p95_ms", "throughput_per_s", "size_bytes", "model_rss_bytes", "peak_rss_bytes")
+
+
+@click.command()
+@click.argument("original", metavar="ORIGINAL")
+@click.argument("candidate", metavar="CANDIDATE")
+@options.data
+@options.metric
+@click.option("--max-drop", type=SHARE, metavar="SHARE", help="Refuse (code 3) where it is not proven that no more is lost: 0.01, 1% or 0.5%.")
+@options.confidence
+@options.threads
+@options.seconds
+@options.weights
+@options.input_shape
+@options.standard
+def command(screen: Screen, original: str, candidate: str, data: str | None, metric: str | None, max_drop: float | None, confidence: float,
+            threads: int | None, seconds: float, weights: str | None, shapes: Sequence[Shape]) -> None:  # fmt: skip
+    """Compare CANDIDATE with ORIGINAL: quality on the same samples (paired), latency interleaved in one run, memory and size.
+
+    Without --data only the costs are compared. --weights and --input-shape speak of ORIGINAL.
+
+    \b
+    whet compare float.onnx small.onnx --data eval.npz --metric accuracy
+    whet compare float.onnx out/best --data eval.npz --max-drop 0.5%
+    """
+    import whet
+    from whet.cli.models import known_metric, model_of
+    from whet.cli.optimize import check_drop
+
+    if data is None and (metric is not None or max_drop is not None):
+        raise click.UsageError(f"{'--metric' if metric is not None else '--max-drop'} needs --data")
+    check_drop(max_drop, metric)
+    with screen.working():
+        found = whet.compare(model_of(original, weights, shapes, data), candidate, data=data, metric=known_metric(metric), threads=threads,
+                             confidence=confidence, seconds=seconds)  # fmt: skip
+    verdict = None if found.quality is None or max_drop is None else _verdict(found.quality, max_drop)
+    if screen.as_json:
+        screen.document({**found.to_plain(), **({} if verdict is None else {"verdict": verdict.to_plain()})})
+    else:
+        _show(screen, found, verdict)
+    if verdict is not None and not verdict.passed:
+        click.get_current_context().exit(GATED)
+
+
+def _verdict(quality: Comparison, limit: float) -> Verdict:
+    from whet.core.gate import Gate, judge
+
+    return judge((Gate("drop", limit, reason="asked with --max-drop"),), quality.measurements)
+
+
+def _show(screen: Screen, found: SideBySide, verdict: Verdict | None) -> None:
+    if found.quality is not None:
+        _show_quality(screen, found.quality)
+        screen.gap()
+    _show_costs(screen, found)
+    if verdict is not None:
+        screen.gap()
+        screen.line(f"{'passed' if verdict.passed else 'refused'}: {verdict.reasons[0].text}", "bold green" if verdict.passed else "bold red")
+
+
+def _show_quality(screen: Screen, found: Comparison) -> None:
+    from whet.compress.report.cells import cell
+    from whet.compress.report.quantities import kind_of, title_of
+
+    def row(title: str, each: Measurement) -> list[str]:
+        told = cell(each, kind_of(each.name, found.metric), digits=4)
+        return [title, told.text, told.detail, told.title if told.missing else each.method]
+
+    rows = [row(f"{title_of(found.parent.name, found.metric)} of the original", found.parent),
+            row(f"{title_of(found.candidate.name, found.metric)} of the candidate", found.candidate), row("drop", found.drop),
+            *(row(title_of(each.name, found.metric), each) for each in (found.flips, found.kl, found.sqnr_db) if each.name != found.metric)]  # fmt: skip
+    confidence = found.drop.interval.confidence if found.drop.interval else None
+    screen.table((Column(f"{found.n:,} samples"), Column("value", right=True), Column(f"{confidence:.0%} interval" if confidence else "interval"),
+                  Column("how", flexible=True, keep_end=False)), rows)  # fmt: skip
+    if found.lost is not None and found.gained is not None and found.mcnemar_p.value is not None:
+        screen.remark(f"{found.lost} samples lost, {found.gained} gained; McNemar's p = {found.mcnemar_p.value:.3g}")
+
+
+def _show_costs(screen: Screen, found: SideBySide) -> None:
+    from whet.compress.report.cells import cell
+    from whet.compress.report.numbers import TIMES, number
+    from whet.compress.report.quantities import kind_of, title_of
+
+    rows = []
+    for name in _COSTS:
+        one, other = found.parent.get(name), found.candidate.get(name)
+        if one is None or other is None:
+            continue
+        change = number(other.value / one.value, TIMES) if one.value and other.value is not None else "-"
+        rows.append([title_of(name, ""), *(cell(each, kind_of(name, "")).text for each in (one, other)), change, ""])
+    ratio = found.candidate.get("latency_ratio")
+    if ratio is not None:
+        told = cell(ratio, TIMES)
+        rows.insert(0, ["Time, paired", "", "", told.text, told.detail])
+    screen.table((Column("costs"), Column("original", right=True), Column("candidate", right=True), Column("change", right=True),
+                  Column("95% interval")), rows)  # fmt: skip

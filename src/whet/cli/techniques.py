@@ -1,0 +1,61 @@
+"""``whet techniques``: what can be done to a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from whet.cli import options
+from whet.cli.screen import Column, Screen
+from whet.cli.technique_flags import flag_of, names, sections
+
+if TYPE_CHECKING:
+    from whet.compress.technique import Technique
+
+
+def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    return [name for name in names() if name.startswith(incomplete)]
+
+
+@click.command()
+@click.argument("name", required=False, metavar="[NAME]", shell_complete=_complete)
+@options.standard
+def command(screen: Screen, name: str | None) -> None:
+    """List the techniques; with NAME explain one: its paper, what it needs, what it costs, its limits and its options.
+
+    \b
+    whet techniques
+    whet techniques static
+    """
+    from whet.compress.technique import technique
+
+    if name is not None:
+        found = technique(name)
+        return screen.document(_plain(found)) if screen.as_json else _show(screen, found)
+    every = [technique(each) for each in names()]
+    if screen.as_json:
+        return screen.document([_plain(each) for each in every])
+    columns = (Column("name"), Column("needs"), Column("what it does", flexible=True, keep_end=False))
+    screen.table(columns, [[each.name, each.needs, each.sentence] for each in every])
+    screen.remark("whet techniques NAME explains one; whet apply NAME --help shows its flags.")
+
+
+def _show(screen: Screen, found: Technique) -> None:
+    screen.line(found.sentence)
+    screen.gap()
+    screen.facts(dict(sections(found)))
+    for option in found.options:
+        usual = "" if option.search.only else f" (usual: {', '.join(map(str, option.search.values))})"
+        screen.gap()
+        screen.line(f"{flag_of(option)}, by default {option.default}", "bold")
+        screen.line(f"    {option.search.help}{usual}")
+
+
+def _plain(found: Technique) -> dict[str, Any]:
+    return {
+        "name": found.name, "sentence": found.sentence, "paper": found.paper, "needs": found.needs, "cost": found.cost,
+        "limits": found.limits,
+        "options": [{"name": option.name, "kind": option.kind.__name__, "default": option.default, "values": list(option.search.values),
+                     "only": option.search.only, "help": option.search.help} for option in found.options],
+    }  # fmt: skip

@@ -38,7 +38,8 @@ class Floor:
     leave: frozenset[str] = frozenset()
 
 
-TOP = ""  # src/whet/*.py: the Python API, above all floors but the command line
+TOP = ""  # src/whet/__init__.py: the Python API, above all floors but the command line
+ON_THE_CLI = {"__main__", "demo"}  # modules beside the floors that belong to the command line
 SCREEN = frozenset({"click", "rich"})
 FLOORS = {
     "core": Floor(frozenset({"core"}), ()),
@@ -98,10 +99,12 @@ def leading_text(node: ast.expr) -> str:
 
 def room_of(name: str) -> str:
     """The floor on which a module of Whet stands; "" for the API and whatever else lies beside the floors."""
-    parts = name.split(".")
-    if parts[1:] and re.fullmatch(r"__\w+__", parts[1]):  # whet.__version__, whet.__path__: they are everybody's
+    part = [*name.split("."), ""][1]
+    if part in ON_THE_CLI:
+        return "cli"
+    if re.fullmatch(r"__\w+__", part):  # whet.__version__, whet.__path__: they are everybody's
         return "core"
-    return parts[1] if len(parts) > 1 and parts[1] in FLOORS else TOP
+    return part if part in FLOORS else TOP
 
 
 def faults(text: str, module: str, *, is_package: bool = False) -> list[str]:
@@ -170,7 +173,9 @@ def test_every_package_has_its_init() -> None:
     ("whet.hub.x", "import whet.device.session", "whet.device.session"),
     ("whet.hub.x", "import torch", "torch"),
     ("whet.hub.x", "import onnxruntime", "onnxruntime"),
-    ("whet.demo", "import whet.cli", "whet.cli"),
+    ("whet.compress.x", "from whet.__main__ import main", "whet.__main__.main"),
+    ("whet", "import whet.cli", "whet.cli"),
+    ("whet.demo", "import seaborn", "seaborn"),
     ("whet.cli.x", "import tensorflow", "tensorflow"),
 ])
 def test_sabotage_is_noticed(module: str, text: str, named: str) -> None:
@@ -186,6 +191,7 @@ def test_sabotage_is_noticed(module: str, text: str, named: str) -> None:
     ("whet.compress.x", "import onnx_ir\nfrom whet.device import session\n\ndef f():\n    import torch, sklearn.metrics, PIL.Image"),
     ("whet.hub.x", "import fastapi, sqlalchemy\nfrom pydantic import BaseModel\nfrom whet.core import document"),
     ("whet.cli.x", "import click, rich, whet\nfrom whet.compress import grid\nfrom whet import load"),
+    ("whet.demo", "from whet.cli import main\nimport torch, sklearn"),
     ("whet", "from whet.compress import grid\nfrom whet.core.errors import Refused"),
 ])
 def test_what_is_allowed_is_not_reported(module: str, text: str) -> None:
@@ -313,6 +319,18 @@ def test_the_api_can_be_imported_after_a_bare_install() -> None:
     if not (SOURCE / "__init__.py").exists():
         pytest.skip("there is no API yet")
     done = run_behind_wall(["whet"], extras=("",), rooms=EVERY_ROOM, stub=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_the_command_line_can_be_asked_after_a_bare_install(arguments: list[str]) -> None:
+    if not (SOURCE / "cli").exists():
+        pytest.skip("there is no command line yet")
+    done = run_behind_wall(["whet.cli"], extras=("",), rooms=EVERY_ROOM, stub=False, then=f"""
+from whet.cli import main
+main({arguments!r}, prog_name="whet", standalone_mode=False)
+""")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == []
 

@@ -14,8 +14,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-
 from tests.compress.outcomes import HOSTILE, sample
+
 from whet.compress.report import finite, render, summary_rows, write_report
 from whet.compress.report.page import _TEMPLATES
 from whet.compress.report.rows import rows

@@ -8,8 +8,8 @@ from itertools import combinations, pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests.compress.outcomes import HOSTILE, measurement, sample
+
 from whet.compress.report import render
 from whet.compress.report.axis import sizes, span
 from whet.compress.report.labels import Box, Wish, place, text_width
@@ -39,6 +39,7 @@ def test_marks_and_whiskers_stay_in_the_frame(plots: list[Scatter]) -> None:
     for plot in plots:
         for mark in plot.marks:
             assert Box(mark.x, mark.y, mark.x, mark.y).within(plot.frame)
+            assert not mark.off or mark.y - mark.radius == plot.frame.top  # a triangle that points out of the frame, and is whole
             assert all(plot.frame.left <= x <= plot.frame.right for whisker in mark.whiskers for x in whisker[::2])
             assert all(plot.frame.top <= y <= plot.frame.bottom for whisker in mark.whiskers for y in whisker[1::2])
 
@@ -81,9 +82,11 @@ def test_front_steps_down_and_right_through_what_nothing_beats(plots: list[Scatt
             assert x2 >= x1
             assert y2 >= y1  # downwards on the page is better
             assert x1 == x2 or y1 == y2
-        corners, near = plot.front[::2], [mark for mark in plot.marks if not mark.off]
-        for mark in near:
-            assert ((mark.x, mark.y) in corners) == (not any(x <= mark.x and y >= mark.y and (x, y) != (mark.x, mark.y) for x, y in corners))
+        corners = plot.front[::2]
+        for mark in (mark for mark in plot.marks if not mark.off):
+            here = (mark.x, mark.y)
+            beaten = any(x <= mark.x and y >= mark.y and (x, y) != here for x, y in corners)
+            assert (here in corners) == (not beaten)
 
 
 def test_marks_lie_where_their_numbers_say() -> None:

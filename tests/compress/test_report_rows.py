@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests.compress.outcomes import sample
+
 from whet.compress.report import summary_rows
 from whet.compress.report.numbers import (
     BYTES,

@@ -136,6 +136,11 @@ def test_the_tensor_that_fits_is_read() -> None:
     from_proto(one_tensor(float_data=[1.0, 2.0]))
 
 
+def reading(name: str) -> onnx.GraphProto:
+    """A branch that reads a value from around it."""
+    return helper.make_graph([node("Neg", [name], [f"neg_{name}"])], "g", [], [info(f"neg_{name}", FLOAT, [2])])
+
+
 def broken(name: str) -> onnx.ModelProto:
     """A model with one rule broken."""
     x, y = info("x", FLOAT, [2]), info("y", FLOAT, [2])
@@ -147,6 +152,9 @@ def broken(name: str) -> onnx.ModelProto:
         "node makes input": lambda: model([node("Relu", ["x"], ["x"])], [x], [x]),
         "weight twice": lambda: model([node("Add", ["x", "w"], ["y"])], [x], [y], [weight("w", 2), weight("w", 2)]),
         "cycle": lambda: model([node("Add", ["x", "b"], ["a"]), node("Relu", ["a"], ["b"]), node("Relu", ["b"], ["y"])], [x], [y]),
+        "through a branch": lambda: model(
+            [node("Add", ["x", "o"], ["a"]), node("If", ["c"], ["o"], then_branch=reading("a"), else_branch=reading("x")),
+             node("Relu", ["a"], ["y"])], [x, info("c", BOOL, [])], [y]),
         "self": lambda: model([node("Add", ["x", "y"], ["y"])], [x], [y]),
         "empty": lambda: model([], [x], [y], [weight("y", 2)]),
         "no outputs": lambda: model([node("Relu", ["x"], ["y"])], [x], []),
@@ -160,9 +168,10 @@ def broken(name: str) -> onnx.ModelProto:
 
 @pytest.mark.parametrize(("name", "says"), [
     ("undefined input", "reads 'nobody'"), ("undefined output", "list of outputs"), ("defined twice", "'y' is defined twice"),
-    ("input twice", "defined twice"), ("node makes input", "defined twice"), ("weight twice", "'w' is defined twice"), ("cycle", "cycle"),
-    ("self", "cycle"), ("empty", "empty"), ("no outputs", "no outputs"), ("wrong attribute", "checker"), ("wrong inputs", "checker"),
-    ("no operator", "no operator"), ("ghost opset", "10000"),
+    ("input twice", "defined twice"), ("node makes input", "defined twice"), ("weight twice", "'w' is defined twice"),
+    ("cycle", "waits for its own"), ("self", "waits for its own"), ("through a branch", "waits for its own"), ("empty", "empty"),
+    ("no outputs", "no outputs"), ("wrong attribute", "checker"), ("wrong inputs", "checker"), ("no operator", "no operator"),
+    ("ghost opset", "10000"),
 ])
 def test_broken_graphs(name: str, says: str) -> None:
     with pytest.raises((Refused, Unsupported), match=says):

@@ -25,10 +25,11 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return [*map(CompletionItem, first), CompletionItem(incomplete, type="file")]
 
 
-@click.command(cls=TechniqueCommand, options_metavar="[OPTIONS]")
+@click.command(cls=TechniqueCommand, short_help="Do one technique or a recipe.")
 @click.argument("words", nargs=-1, metavar="TECHNIQUE MODEL", shell_complete=_complete)
 @click.option("--recipe", metavar="FILE", help="Do the steps of a recipe (TOML) in place of one technique; then give MODEL alone.")
-@click.option("--to", "layers", multiple=True, metavar="PATTERN", help="Layers to change: a name, a pattern with *, or op:Conv.  [default: all]")
+@click.option("--to", "layers", multiple=True, metavar="PATTERN",
+              help="Layers to change: a name, a pattern with *, or op:Conv.  [default: all]")  # fmt: skip
 @click.option("--except", "exclude", multiple=True, metavar="PATTERN", help="Layers to leave as they are.")
 @options.calibration
 @options.target

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 _COSTS = ("latency_ms", "latency_p95_ms", "throughput_per_s", "size_bytes", "model_rss_bytes", "peak_rss_bytes")
 
 
-@click.command()
+@click.command(short_help="Two models on the same samples and in the same run.")
 @click.argument("original", metavar="ORIGINAL")
 @click.argument("candidate", metavar="CANDIDATE")
 @options.data
 @options.metric
-@click.option("--max-drop", type=SHARE, metavar="SHARE", help="Refuse (code 3) where it is not proven that no more is lost: 0.01, 1% or 0.5%.")
+@click.option("--max-drop", type=SHARE, metavar="SHARE",
+              help="End with code 3 where it is not proven that no more is lost: 0.01, 1% or 0.5%.")  # fmt: skip
 @options.confidence
 @options.threads
 @options.seconds
@@ -75,7 +76,8 @@ def _show(screen: Screen, found: SideBySide, verdict: Verdict | None) -> None:
     _show_costs(screen, found)
     if verdict is not None:
         screen.gap()
-        screen.line(f"{'passed' if verdict.passed else 'refused'}: {verdict.reasons[0].text}", "bold green" if verdict.passed else "bold red")
+        word, style = ("passed", "bold green") if verdict.passed else ("refused", "bold red")
+        screen.line(f"{word}: {verdict.reasons[0].text}", style)
 
 
 def _show_quality(screen: Screen, found: Comparison) -> None:
@@ -86,12 +88,12 @@ def _show_quality(screen: Screen, found: Comparison) -> None:
         told = cell(each, kind_of(each.name, found.metric), digits=4)
         return [title, told.text, told.detail, told.title if told.missing else each.method]
 
-    rows = [row(f"{title_of(found.parent.name, found.metric)} of the original", found.parent),
-            row(f"{title_of(found.candidate.name, found.metric)} of the candidate", found.candidate), row("drop", found.drop),
-            *(row(title_of(each.name, found.metric), each) for each in (found.flips, found.kl, found.sqnr_db) if each.name != found.metric)]  # fmt: skip
-    confidence = found.drop.interval.confidence if found.drop.interval else None
-    screen.table((Column(f"{found.n:,} samples"), Column("value", right=True), Column(f"{confidence:.0%} interval" if confidence else "interval"),
-                  Column("how", flexible=True, keep_end=False)), rows)  # fmt: skip
+    title = title_of(found.candidate.name, found.metric)
+    rows = [row(f"{title}, original", found.parent), row(f"{title}, candidate", found.candidate), row("Drop", found.drop)]
+    rows += [row(title_of(each.name, ""), each) for each in (found.flips, found.kl, found.sqnr_db) if each.name != found.metric]
+    interval = f"{found.drop.interval.confidence:.0%} interval" if found.drop.interval else "interval"
+    how = Column("how", flexible=True, keep_end=False)
+    screen.table((Column(f"{found.n:,} samples"), Column("value", right=True), Column(interval), how), rows)
     if found.lost is not None and found.gained is not None and found.mcnemar_p.value is not None:
         screen.remark(f"{found.lost} samples lost, {found.gained} gained; McNemar's p = {found.mcnemar_p.value:.3g}")
 

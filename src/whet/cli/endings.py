@@ -15,7 +15,7 @@ class Ending(click.ClickException):
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code = exit_code  # type: ignore[misc]  # click 8.5 declares a ClassVar, and reads the instance's
 
     def show(self, file: IO[Any] | None = None) -> None:
         from whet.cli.words import plain

@@ -13,7 +13,7 @@ from whet.cli.quantities import Shape
 from whet.cli.screen import Screen
 
 
-@click.command()
+@click.command(short_help="A model as a file for a runtime.")
 @options.from_module
 @click.option("-o", "--out", required=True, metavar="FILE", help="The file to write.")
 @click.option("--format", "format_name", default="onnx", show_default=True, metavar="NAME", help="onnx is the one format of this version.")
@@ -39,9 +39,9 @@ def command(screen: Screen, model: str, weights: str | None, shapes: Sequence[Sh
         graph = whet.load(model_of(model, weights, shapes))
         whet.export(graph, place, format=format_name)
     files = [path for path in (place, place.with_name(f"{place.name}.data")) if path.is_file()]
-    told = dict(graph.session_options)
+    size, told = sum(path.stat().st_size for path in files), dict(graph.session_options)
     if screen.as_json:
-        return screen.document({"files": list(map(str, files)), "size_bytes": sum(path.stat().st_size for path in files), "session_options": told})
-    screen.facts({"written": ", ".join(map(str, files)), "size": number(sum(path.stat().st_size for path in files), BYTES)})
+        return screen.document({"files": list(map(str, files)), "size_bytes": size, "session_options": told})
+    screen.facts({"written": ", ".join(map(str, files)), "size": number(size, BYTES)})
     for name, value in told.items():
         screen.line(f"give the runtime the session option {name} = {value}", "yellow")

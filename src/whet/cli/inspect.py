@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 TOP = 12
 
 
-@click.command()
+@click.command(short_help="What is inside a model: layers, MACs, bytes, activations.")
 @options.from_module
 @click.option("--all", "every", is_flag=True, help=f"Every layer in the order of execution, not the {TOP} with most bytes.")
 @click.option("--roofline", is_flag=True, help="The least time of each layer on this machine, and what bounds it.")
 @options.threads
 @options.standard
-def command(screen: Screen, model: str, weights: str | None, shapes: Sequence[Shape], every: bool, roofline: bool, threads: int | None) -> None:
+def command(screen: Screen, model: str, weights: str | None, shapes: Sequence[Shape], every: bool, roofline: bool,
+            threads: int | None) -> None:  # fmt: skip
     """Show the layers of MODEL, its parameters, multiply-accumulates (MACs) and bytes, and where its activations are largest.
 
     MODEL is an .onnx file, an artifact's folder or package.module:callable. All figures are for one sample.
@@ -62,7 +63,8 @@ def _show_layers(screen: Screen, found: Inventory, times: Sequence[LayerTime] | 
 
     order = sorted(range(len(found.layers)), key=lambda at: -found.layers[at].weight_bytes)
     shown = range(len(found.layers)) if every else [at for at in order if found.layers[at].weight_bytes][:TOP]
-    columns = [Column("layer", flexible=True), Column("operator"), Column("weights"), Column("MACs", right=True), Column("bytes", right=True)]
+    columns = [Column("layer", flexible=True), Column("operator"), Column("weights")]
+    columns += [Column("MACs", right=True), Column("bytes", right=True)]
     if times is not None:
         columns += [Column("least", right=True), Column("bound by")]
     rows = []
@@ -99,7 +101,8 @@ def _show_totals(screen: Screen, found: Inventory, times: Sequence[LayerTime] | 
         where = f", at {listed(list(found.peak_layers), 3)}" if found.peak_layers else ""
         facts["peak activations"] = f"{number(found.peak_activation_bytes, BYTES)}{where}"
     if times is not None:
-        facts["least time"] = f"{number(sum(each.least_us for each in times), MICROSECONDS)} (estimate: MACs or bytes at this machine's best rates)"
+        least = number(sum(each.least_us for each in times), MICROSECONDS)
+        facts["least time"] = f"{least} (estimate: MACs or bytes at this machine's best rates)"
     screen.facts(facts)
     for note in found.notes:
         screen.remark(f"note: {note}")

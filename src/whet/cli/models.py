@@ -49,7 +49,7 @@ def _tensor(wanted: Shape) -> Any:
 
     dtype = getattr(torch, wanted.dtype, None)
     if not isinstance(dtype, torch.dtype):
-        raise Refused(f"make an input of {wanted.dtype}", found="torch has no such dtype", do="write float32, float16, int64, int32 or bool")
+        raise Refused(f"make an input of {wanted.dtype}", found="torch has no such dtype", do="write float32, float16, int64 or bool")
     if not dtype.is_floating_point:
         return torch.zeros(wanted.sizes, dtype=dtype)
     return torch.randn(wanted.sizes, generator=torch.Generator().manual_seed(0)).to(dtype)

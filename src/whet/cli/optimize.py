@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 GOALS = ("latency", "size", "memory", "energy")
 
 
-@click.command()
+@click.command(short_help="The best version for a target, measured and gated.")
 @options.from_module
-@click.option("--data", required=True, metavar="PATH", help="Samples to judge by, with labels if there are any: .npz, .csv, .parquet or a folder.")
+@click.option("--data", required=True, metavar="PATH",
+              help="Samples to judge by, with labels if there are any: .npz, .csv, .parquet or a folder.")  # fmt: skip
 @click.option("--calibration", metavar="PATH", help="Samples to find ranges by.  [default: split off --data]")
 @options.metric
 @options.target
@@ -40,8 +41,7 @@ GOALS = ("latency", "size", "memory", "energy")
 @click.option("--seed", type=int, default=0, show_default=True, help="How calibration samples are split off --data.")
 @click.option("-o", "--out", required=True, metavar="FOLDER", help="Where the best model, the report and all trials go.")
 @options.standard
-@click.pass_context
-def command(ctx: click.Context, screen: Screen, model: str, weights: str | None, shapes: Sequence[Shape], out: str, **asked: Any) -> None:
+def command(screen: Screen, model: str, weights: str | None, shapes: Sequence[Shape], out: str, **asked: Any) -> None:
     """Find the best version of MODEL for a target, measure everything, and ship nothing that is worse than asked.
 
     Writes FOLDER/best (the model and its manifest), recipe.toml, report.html and report.json. Every finished trial is kept in
@@ -52,6 +52,7 @@ def command(ctx: click.Context, screen: Screen, model: str, weights: str | None,
     whet optimize model.onnx --data eval.npz --calibration calib.npz \\
         --metric accuracy --max-drop 1% --target host -o out/
     """
+    ctx = click.get_current_context()
     check_drop(asked["max_drop"], asked["metric"])
     place = _folder(out)
     try:
@@ -81,11 +82,12 @@ def _optimized(model: str, weights: str | None, shapes: Sequence[Shape], place: 
 
 def check_drop(limit: float | None, metric: str | None) -> None:
     """A whole point of a share is all of it: whoever writes 5 means 5%."""
-    from whet.compress.report.quantities import drop_kind
     from whet.compress.report.numbers import POINTS
+    from whet.compress.report.quantities import drop_kind
 
     if limit is not None and limit >= 1 and (metric is None or drop_kind(metric) is POINTS):
-        raise click.BadParameter(f"a drop of {limit:g} would be all there is; write {limit:g}% for {limit / 100:g}", param_hint="'--max-drop'")
+        said = f"a drop of {limit:g} would be all there is; write {limit:g}% for {limit / 100:g}"
+        raise click.BadParameter(said, param_hint="'--max-drop'")
 
 
 def _folder(out: str) -> Path:

@@ -32,14 +32,14 @@ confidence = click.option("--confidence", type=SHARE, default="0.95", show_defau
 
 def target(function: Function) -> Function:
     """--target, which the shell completes."""
-    return click.option("--target", default="host", show_default=True, metavar="NAME", shell_complete=_targets,
+    return click.option("--target", default="host", show_default=True, metavar="NAME", shell_complete=complete_target,
                         help="A name that `whet targets` lists, or a TOML file.")(function)  # fmt: skip
 
 
 def metric(function: Function) -> Function:
     """--metric, which the shell completes."""
-    said = "accuracy, top5, f1, auc, mae, rmse, fidelity, kl, sqnr_db, flips, or your own as module:function.  [default: accuracy with labels, else fidelity]"
-    return click.option("--metric", metavar="NAME", shell_complete=_metrics, help=said)(function)
+    said = f"{', '.join(METRICS)}, or your own as module:function.  [default: accuracy with labels, else fidelity]"
+    return click.option("--metric", metavar="NAME", shell_complete=_complete_metric, help=said)(function)
 
 
 def standard(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,11 +80,11 @@ def free_folder(path: str, *, force: bool) -> Path:
     return folder
 
 
-def _targets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     from whet.device.targets import HOST, built_in_names
 
     return [name for name in (HOST, *built_in_names()) if name.startswith(incomplete)]
 
 
-def _metrics(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+def _complete_metric(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
     return [name for name in METRICS if name.startswith(incomplete)]

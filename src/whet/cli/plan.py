@@ -25,7 +25,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return [name for name in names() if name.startswith(incomplete)]
 
 
-@click.command(cls=TechniqueCommand)
+@click.command(cls=TechniqueCommand, short_help="What a recipe would do and cost; no work is done.")
 @options.model
 @click.option("--technique", metavar="NAME", shell_complete=_complete, help="One technique; its own options are flags too.")
 @click.option("--recipe", metavar="FILE", help="The steps of a recipe (TOML).")
@@ -73,7 +73,7 @@ def _show(screen: Screen, plan: Plan, every: bool) -> None:
     from whet.compress.report.quantities import kind_of
 
     shown = [layer for layer in plan.layers if every or layer.bytes_before]
-    columns = (Column("layer", flexible=True), Column("technique"), Column("runs as"), Column("bytes", right=True), Column("after", right=True))
+    columns = (Column("layer", flexible=True), Column("technique"), Column("runs as"), Column("bytes", True), Column("after", True))
     screen.table(columns, [[layer.name, layer.technique or "-", layer.runs_as or "-", number(layer.bytes_before, BYTES),
                             number(layer.bytes_after, BYTES)] for layer in shown])  # fmt: skip
     if len(shown) < len(plan.layers):

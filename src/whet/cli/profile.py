@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 TOP = 8
 
 
-@click.command()
+@click.command(short_help="Latency, memory, energy and operators on this machine.")
 @options.from_module
 @options.data
 @options.threads

@@ -44,8 +44,9 @@ class Bars:
         return number
 
     def advance(self, task: int, steps: int, note: str) -> None:
-        said = {"note": shortened(plain(note), _NOTE_LETTERS, keep_end=False)} if note else {}
-        self._progress.update(_id(task), advance=steps, **said)
+        self._progress.update(_id(task), advance=steps)
+        if note:
+            self._progress.update(_id(task), note=shortened(plain(note), _NOTE_LETTERS, keep_end=False))
         self._draw()
 
     def stop(self, task: int) -> None:

@@ -60,7 +60,7 @@ def shape(text: str) -> Shape:
     return Shape(numbers, (name or "").strip(), dtype or "float32")
 
 
-class Parsed(click.ParamType):
+class Parsed(click.ParamType):  # type: ignore[type-arg]  # older versions of click have it without arguments
     """A parameter that one of the functions above reads."""
 
     def __init__(self, name: str, read: Callable[[str], Any]) -> None:

@@ -10,7 +10,7 @@ from whet.cli import options
 from whet.cli.screen import Screen
 
 
-@click.command()
+@click.command(short_help="The page of a report again, from its JSON.")
 @click.argument("source", metavar="FOLDER")
 @click.option("-o", "--out", metavar="FILE", help="The page to write.  [default: report.html beside report.json]")
 @options.standard

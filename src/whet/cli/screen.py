@@ -45,7 +45,7 @@ class Screen:
         """stdout. Rich drops colours where it is no terminal and where NO_COLOR is set."""
         from rich.console import Console
 
-        return Console(highlight=False, markup=False, emoji=False, **({} if sys.stdout.isatty() else {"width": _UNLIMITED}))
+        return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _UNLIMITED)
 
     @contextmanager
     def working(self) -> Iterator[None]:

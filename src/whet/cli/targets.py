@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from whet.core.target import Target
 
 
-@click.command()
-@click.argument("name", required=False, metavar="[NAME]", shell_complete=options._targets)
+@click.command(short_help="Devices, and what each really executes.")
+@click.argument("name", required=False, metavar="[NAME]", shell_complete=options.complete_target)
 @options.standard
 def command(screen: Screen, name: str | None) -> None:
     """List the targets; with NAME (or a TOML file) show all that is known of one: what its runtime really executes in integers, its
@@ -53,7 +53,8 @@ def _show(screen: Screen, found: Target) -> None:
         return
     if found.speeds:
         screen.gap()
-        columns = (Column("technique"), Column("operator"), Column("speed", right=True), Column(""), Column("source", flexible=True, keep_end=False))
+        columns = (Column("technique"), Column("operator"), Column("speed", right=True), Column(""),
+                   Column("source", flexible=True, keep_end=False))  # fmt: skip
         screen.table(columns, [[each.technique, each.op, f"{each.ratio:g}x", "measured" if each.measured else "stated", each.source]
                                for each in found.speeds])  # fmt: skip
     for fact in found.facts:

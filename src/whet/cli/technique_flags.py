@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _CHOSEN, _PREFIX = "whet.technique", "option_of_technique_"
 
 
-class OptionValue(click.ParamType):
+class OptionValue(click.ParamType):  # type: ignore[type-arg]  # older versions of click have it without arguments
     """The value of a technique's option: of its kind, and one of its values where no others exist."""
 
     def __init__(self, option: Option) -> None:
@@ -62,7 +62,7 @@ class TechniqueCommand(click.Command):
         return [*own, *(_flags(name) if name else _flags_of_all())]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        rows = [row for parameter in super().get_params(ctx) if (row := parameter.get_help_record(ctx)) is not None]
+        rows = _help_rows(super().get_params(ctx), ctx)
         name = ctx.meta.get(_CHOSEN)
         if name:
             self._format_technique(name, ctx, formatter)
@@ -78,10 +78,9 @@ class TechniqueCommand(click.Command):
             formatter.write_text(found.sentence)
             formatter.write_paragraph()
             formatter.write_dl(sections(found))
-        rows = [row for flag in _flags(name) if (row := flag.get_help_record(ctx)) is not None]
-        if rows:
+        if _flags(name):
             with formatter.section(f"Options of {name}"):
-                formatter.write_dl(rows)
+                formatter.write_dl(_help_rows(_flags(name), ctx))
 
     def _named(self, args: Sequence[str]) -> str | None:
         by_flag = any("--technique" in parameter.opts for parameter in self.params)
@@ -96,6 +95,11 @@ class TechniqueCommand(click.Command):
             if not skip and not word.startswith("-"):
                 yield word
             skip = not skip and word in valued
+
+
+def _help_rows(parameters: Sequence[click.Parameter], ctx: click.Context) -> list[tuple[str, str]]:
+    rows = [each.get_help_record(ctx) for each in parameters if isinstance(each, click.Option)]
+    return [row for row in rows if row is not None]
 
 
 @cache

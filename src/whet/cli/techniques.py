@@ -8,7 +8,7 @@ import click
 
 from whet.cli import options
 from whet.cli.screen import Column, Screen
-from whet.cli.technique_flags import flag_of, names, sections
+from whet.cli.technique_flags import names, sections
 
 if TYPE_CHECKING:
     from whet.compress.technique import Technique
@@ -18,7 +18,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     return [name for name in names() if name.startswith(incomplete)]
 
 
-@click.command()
+@click.command(short_help="What can be done to a model.")
 @click.argument("name", required=False, metavar="[NAME]", shell_complete=_complete)
 @options.standard
 def command(screen: Screen, name: str | None) -> None:
@@ -45,11 +45,11 @@ def _show(screen: Screen, found: Technique) -> None:
     screen.line(found.sentence)
     screen.gap()
     screen.facts(dict(sections(found)))
-    for option in found.options:
-        usual = "" if option.search.only else f" (usual: {', '.join(map(str, option.search.values))})"
+    if found.options:
         screen.gap()
-        screen.line(f"{flag_of(option)}, by default {option.default}", "bold")
-        screen.line(f"    {option.search.help}{usual}")
+        columns = (Column("option"), Column("default"), Column("values"), Column("what it is", flexible=True, keep_end=False))
+        screen.table(columns, [[option.name, str(option.default), ", ".join(map(str, option.search.values)), option.search.help]
+                               for option in found.options])  # fmt: skip
 
 
 def _plain(found: Technique) -> dict[str, Any]:

@@ -53,7 +53,13 @@ def source_file(source: Any) -> Path | None:
 
 
 def write_artifact(model: GraphModel, folder: Path, *, parent: str | None, recipe: Recipe | None = None, target: str = "") -> Artifact:
-    """Write the model and its manifest as ``folder``, in one step. Raises Refused where the disk is full or cannot be written."""
+    """Write the model and its manifest as ``folder``, in one step.
+
+    An artifact that is there is replaced. Raises Refused where the folder holds anything else, and where the disk is full.
+    """
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file():
+        raise Refused(f"write an artifact to {folder}", found="a folder with other files in it, which would be lost",
+                      do="choose another output folder")
     with new_folder(folder) as beside:
         model.save(beside / MODEL_NAME)
         files = tuple(_described(path, beside) for path in sorted(beside.iterdir()))

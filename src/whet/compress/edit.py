@@ -58,12 +58,10 @@ class Editor:
         return self.node("QuantizeLinear", self._with_grid(value, grid), like=value, dtype=ir.DataType[grid.dtype.upper()])
 
     def dequantise(self, codes: ir.Value, grid: Grid) -> ir.Value:
-        """codes -> DequantizeLinear -> float32; per tensor, per channel, or per block of an axis."""
+        """codes -> DequantizeLinear -> float32; per tensor or per channel."""
         attributes: dict[str, Any] = {}
         if grid.axis is not None:
             attributes["axis"] = grid.axis
-        if grid.block:
-            attributes["block_size"] = grid.block
         return self.node("DequantizeLinear", self._with_grid(codes, grid), attributes=attributes, like=codes, dtype=ir.DataType.FLOAT)
 
     def redirect(self, value: ir.Value, replacement: ir.Value, readers: Iterable[ir.Node] | None = None) -> None:

@@ -11,14 +11,16 @@ import onnx_ir as ir
 
 from whet.compress.edit import Editor
 from whet.compress.grid import Array, Floats
+from whet.compress.shapes import infer_shapes
 from whet.compress.weights import array, as_stored, constant, float_attribute, int_attribute, is_row, rows_first, slots
 
 
 def fold(model: ir.Model) -> None:
     """Fold batch norms into the convolution or product before them, and biases into matrix products. Changes the model."""
     editor = Editor(model.graph)
+    matrices = _matrices(model)
     for node in list(model.graph):
-        if node.op_type == "MatMul":
+        if node.op_type == "MatMul" and node.inputs[0] in matrices:
             _fold_bias(node, editor)
     for node in list(model.graph):
         if node.op_type == "BatchNormalization":
@@ -37,6 +39,14 @@ def only_reader(value: ir.Value) -> ir.Node | None:
     reader = uses[0][0]
     # The branches of an If read what the graph around them computes; nothing can be moved across that border.
     return reader if made is None or reader.graph is made.graph else None
+
+
+def _matrices(model: ir.Model) -> set[ir.Value]:
+    """What matrix products read that has two dimensions. Many files do not say; then it is inferred."""
+    read = [node.inputs[0] for node in model.graph if node.op_type == "MatMul" and node.inputs[0] is not None]
+    known = infer_shapes(model) if any(value.shape is None for value in read) else {}
+    ranks = {value: len(value.shape) if value.shape is not None else len(known.get(value.name or "", ("", ()))[1]) for value in read}
+    return {value for value, rank in ranks.items() if rank == 2}
 
 
 def _fold_batch_norm(norm: ir.Node, editor: Editor) -> None:
@@ -68,7 +78,7 @@ def _fold_bias(product: ir.Node, editor: Editor) -> None:
     """MatMul [n, in] x [in, out] + Add [out]  ->  Gemm, under the MatMul's name."""
     left, weight, out = product.inputs[0], constant(product, 1), product.outputs[0]
     add = only_reader(out)
-    if add is None or add.op_type != "Add" or weight is None or left is None or left.shape is None or len(left.shape) != 2:
+    if add is None or add.op_type != "Add" or weight is None or left is None:
         return
     bias = constant(add, 1) if add.inputs[0] is out else constant(add, 0)
     if bias is None or array(weight).ndim != 2 or array(bias).size != array(weight).shape[1]:

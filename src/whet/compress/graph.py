@@ -17,7 +17,7 @@ from whet.compress.put.dynamic import put_dynamic
 from whet.compress.put.half import put_half
 from whet.compress.put.integer import put_integer
 from whet.compress.put.sites import Site, sites
-from whet.compress.put.storage import FOLD_AT_LOAD, put_float16, put_weight
+from whet.compress.put.storage import put_float16, put_weight
 from whet.compress.source.naming import name_nodes, name_values
 from whet.compress.statistics import Statistics
 from whet.compress.technique import Change, LayerView
@@ -30,8 +30,8 @@ from whet.core.inventory import Layer
 from whet.core.target import Target
 
 LARGE_BYTES = 1 << 30
-# Per-channel DequantizeLinear came with opset 13, int4 and blocks with 21 (ONNX operator changelog).
-_PER_CHANNEL_OPSET, _BLOCK_OPSET = 13, 21
+# Per-channel DequantizeLinear came with opset 13, int4 with 21 (ONNX operator changelog).
+_PER_CHANNEL_OPSET, _NARROW_OPSET = 13, 21
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,11 @@ class GraphModel:
                      computing: Mapping[str, Change]) -> GraphModel:
         """Changed weights put back, by layer and slot; ``computing``: changes of operators that have no weights."""
         model = self.copied()
-        every = [change for found in changes.values() for change in found.values()]
-        if any(isinstance(change.weight, Quantised) and (change.weight.grid.block or change.weight.grid.bits < 8) for change in every):
-            _raise_opset(model.ir, _BLOCK_OPSET)
+        every = [change.weight for found in changes.values() for change in found.values()]
+        if any(isinstance(weight, Quantised) and weight.grid.bits < 8 for weight in every):
+            _raise_opset(model.ir, _NARROW_OPSET)
         editor = Editor(model.ir.graph)
         nodes = {node.name: node for node in model.ir.graph}
-        options = dict(self.session_options)
-        # With the option that folds DequantizeLinear at load, the integer kernels of an earlier step would compute in float.
-        computes_in_integers = any(node.op_type == "QuantizeLinear" for node in model.ir.graph)
         halves = [name for name, found in changes.items() if any(c.compute == "float16" for c in found.values())]
         halves += [name for name, change in computing.items() if change.compute == "float16"]
         put_half([nodes[name] for name in halves], editor)
@@ -140,19 +137,17 @@ class GraphModel:
             kinds = {change.compute for change in found.values()}
             if kinds == {"dynamic"}:
                 put_dynamic(nodes[name], {slot: change.weight for slot, change in found.items()}, editor)  # type: ignore[misc]
-            elif kinds == {"float32"} and _put_stored(nodes[name], found, target, editor) and not computes_in_integers:
-                options.update(FOLD_AT_LOAD)
+            elif kinds == {"float32"}:
+                _put_stored(nodes[name], found, target, editor)
         editor.close()
-        return replace(model, session_options=FrozenMap(options))
+        return model
 
     def with_integers(self, found: Mapping[str, Site], changes: Mapping[str, Change], target: Target) -> GraphModel:
         """Sites computing in integers; ``found`` must come from ``integer_sites`` of this very model, which is used up."""
         editor = Editor(self.ir.graph)
         put_integer(found, changes, target, editor)
         editor.close()
-        # An integer kernel needs its DequantizeLinear at run time, so weights stored beside it can no longer be folded at load.
-        options = {name: value for name, value in self.session_options.items() if name not in FOLD_AT_LOAD}
-        return replace(self, session_options=FrozenMap(options))
+        return self
 
     def site_view(self, site: Site, statistics: Mapping[str, Statistics]) -> LayerView:
         """The view of an operator that is to compute in integers."""
@@ -184,14 +179,12 @@ def _plain_layer(node: ir.Node) -> Layer:
     return Layer(node.name or "", node.op_type, weight_shape=shape, weight_dtype="float32" if found else "")
 
 
-def _put_stored(node: ir.Node, found: Mapping[Slot, Change], target: Target, editor: Editor) -> bool:
-    fold_at_load = False
+def _put_stored(node: ir.Node, found: Mapping[Slot, Change], target: Target, editor: Editor) -> None:
     for slot, change in found.items():
         if isinstance(change.weight, Quantised):
-            fold_at_load |= put_weight(node, slot, change, target, editor)
+            put_weight(node, slot, change, target, editor)
         elif change.weight is not None:
             put_float16(node, slot, change.weight, editor)
-    return fold_at_load
 
 
 def _view(node: ir.Node, slot: Slot) -> LayerView:

@@ -32,7 +32,8 @@ _SCALES: dict[str, frozenset[int]] = {
     "QLinearSigmoid": frozenset({1, 2, 3, 4}), "QLinearLeakyRelu": frozenset({1, 2, 3, 4}), "QLinearSoftmax": frozenset({1, 2, 3, 4}),
 }
 # Through these a stored weight is still the weight of whoever reads the result.
-_CARRIERS = frozenset({"DequantizeLinear", "QuantizeLinear", "Identity", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+_CARRIERS = frozenset({"DequantizeLinear", "QuantizeLinear", "Identity", "Cast", "Sub", "Mul", "Slice", "Transpose", "Reshape", "Flatten",
+                       "Squeeze", "Unsqueeze"})
 _VIEWS = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"})
 _NOT_PARAMETERS = frozenset({ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.STRING, ir.DataType.UINT64})
 
@@ -98,7 +99,9 @@ class _Books:
                     continue
                 tensor, maker = _constant(value), value.producer()
                 if tensor is not None:
-                    yield value, tensor, index in _SCALES.get(reader.op_type, ())
+                    # codes - zero point, * scale: the arithmetic that gives back weights which are stored as integers
+                    rescales = reader is not node and reader.op_type in ("Sub", "Mul") and index == 1
+                    yield value, tensor, rescales or index in _SCALES.get(reader.op_type, ())
                 elif value in self._carried and maker is not None:
                     todo.append(maker)
                 else:

@@ -11,9 +11,6 @@ from whet.compress.technique import Change
 from whet.compress.weights import Slot, array, as_stored, int_attribute
 from whet.core.target import Target
 
-# onnxruntime keeps DequantizeLinear for its integer kernels and would dequantise at every run; with this option it folds the
-# constants once, at load (onnxruntime_session_options_config_keys.h: kOrtSessionOptionsDisableQuantQDQ).
-FOLD_AT_LOAD = {"session.disable_quant_qdq": "1"}
 # MatMulNBits: onnxruntime 1.31 has kernels for these, and for no other bits (FACTS).
 _PACKED_BITS = (4, 8)
 
@@ -27,18 +24,52 @@ def put_float16(node: ir.Node, slot: Slot, weight: Array, editor: Editor) -> Non
     node.replace_input_with(slot.index, cast)
 
 
-def put_weight(node: ir.Node, slot: Slot, change: Change, target: Target, editor: Editor) -> bool:
-    """Integer weights in the layer. Returns whether FOLD_AT_LOAD is needed for it (False for a packed kernel)."""
+def put_weight(node: ir.Node, slot: Slot, change: Change, target: Target, editor: Editor) -> None:
+    """Integer weights in the layer: packed where the target has a kernel for that, else with the arithmetic that gives them back."""
     weight = change.weight
     assert isinstance(weight, Quantised)
     if weight.grid.block and weight.grid.bits in _PACKED_BITS and "MatMul" in target.nbits_ops and _can_pack(node):
         _put_packed(node, weight, change.kernel.get("accuracy_level", 4), editor)
-        return False
+        return
     old = node.inputs[slot.index]
     assert old is not None
     codes, grid = stored_codes(weight, tuple(array(old).shape), slot)
-    node.replace_input_with(slot.index, editor.dequantise(editor.constant(codes, grid.dtype), grid))
-    return True
+    node.replace_input_with(slot.index, _rescaled(codes, grid, editor))
+
+
+def _rescaled(codes: Array, grid: Grid, editor: Editor) -> ir.Value:
+    """codes -> Cast -> (- zero point) -> (* scale): what DequantizeLinear computes, in operators that every runtime folds at load.
+
+    onnxruntime keeps DequantizeLinear for its integer kernels: it would dequantise at every run (slower than float), or put
+    MatMulNBits with int8 activations in its place without a word (docs/decisions/0004).
+    """
+    shape, axis = codes.shape, grid.axis
+    scale, zero = grid.scale, grid.zero_point.astype(np.float32)
+    if grid.block:  # [.., blocks * block, ..] -> [.., blocks, block, ..]; a ragged end is filled up, and cut off again below
+        assert axis is not None
+        codes, scale, zero = _in_blocks(codes, axis, grid.block), np.expand_dims(scale, axis + 1), np.expand_dims(zero, axis + 1)
+    elif axis is not None:
+        scale, zero = (part.reshape([-1 if i == axis else 1 for i in range(len(shape))]) for part in (scale, zero))
+    value = editor.node("Cast", [editor.constant(codes, grid.dtype)], attributes={"to": ir.DataType.FLOAT.value}, dtype=ir.DataType.FLOAT)
+    if zero.any():
+        value = editor.node("Sub", [value, editor.constant(zero)], dtype=ir.DataType.FLOAT)
+    value = editor.node("Mul", [value, editor.constant(scale)], dtype=ir.DataType.FLOAT)
+    return _out_of_blocks(value, shape, axis, grid.block, editor) if grid.block and axis is not None else value
+
+
+def _in_blocks(codes: Array, axis: int, block: int) -> Array:
+    blocks = block_count(codes.shape[axis], block)
+    missing = [(0, blocks * block - codes.shape[axis] if i == axis else 0) for i in range(codes.ndim)]
+    return np.pad(codes, missing).reshape(*codes.shape[:axis], blocks, block, *codes.shape[axis + 1 :])
+
+
+def _out_of_blocks(value: ir.Value, shape: tuple[int, ...], axis: int, block: int, editor: Editor) -> ir.Value:
+    full = [*shape[:axis], block_count(shape[axis], block) * block, *shape[axis + 1 :]]
+    value = editor.node("Reshape", [value, editor.constant(np.array(full, np.int64))], dtype=ir.DataType.FLOAT)
+    if full[axis] == shape[axis]:
+        return value
+    bounds = [editor.constant(np.array([number], np.int64)) for number in (0, shape[axis], axis)]
+    return editor.node("Slice", [value, *bounds], dtype=ir.DataType.FLOAT)
 
 
 def stored_codes(weight: Quantised, shape: tuple[int, ...], slot: Slot) -> tuple[Array, Grid]:

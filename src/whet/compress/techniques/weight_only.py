@@ -32,7 +32,7 @@ def weight_only(layer: LayerView, target: Target, *,
     Needs: nothing.
     Cost: one pass over the weights, [out, ...] each; memory of two layers.
     Limits: smaller on disk, not faster, save where the runtime has a kernel for packed weights (onnxruntime: MatMulNBits for
-    matrix products with blocks). Everything else is dequantised once at load, which the artifact's session options ask for.
+    matrix products with blocks). Everything else is turned back into float32 once, at load.
 
     Per channel or block: s = max|W| / (2**(bits-1) - 1), W' = s * clip(round(W / s)); asymmetric: s = (max - min) / (2**bits - 1).
     """

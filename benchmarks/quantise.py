@@ -27,7 +27,7 @@ def whet_static(model: Path, calibration: Path, out: Path) -> Callable[[], None]
         whet.export(whet.apply(model, "static", calibration=calibration), out)
 
     import whet.compress.apply
-    import whet.compress.export  # noqa: F401
+    import whet.compress.export
 
     return work
 

@@ -50,7 +50,7 @@ _HOMES = {
     "Target": "core.target", "target": "device.targets", "targets": "device.targets",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
@@ -64,7 +64,8 @@ def __getattr__(name: str) -> Any:
             raise
         from whet.core.errors import Refused
 
-        raise Refused(f"use whet.{name}", found=f"the package {error.name!r} is not installed", do="pip install 'whet[compress]'") from error
+        found = f"the package {error.name!r} is not installed"
+        raise Refused(f"use whet.{name}", found=found, do="pip install 'whet[compress]'") from error
     return getattr(module, name)
 
 

@@ -94,7 +94,7 @@ def network() -> torch.nn.Module:
 
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             features = self.wide(self.stem(image))
-            return self.head(self.deep(torch.relu(features + self.residual(features))))  # type: ignore[no-any-return]
+            return self.head(self.deep(torch.relu(features + self.residual(features))))
 
     return Digits()
 

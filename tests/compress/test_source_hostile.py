@@ -107,7 +107,8 @@ def test_a_large_file_with_much_in_few_nodes_is_refused(monkeypatch: pytest.Monk
         read_onnx_bytes(field(7, field(1, bytes(0) + field(6, bytes(SMALL_BYTES)))))
 
 
-def test_a_large_file_of_weights_is_read() -> None:
+def test_a_large_file_of_weights_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whet.compress.source.wire.STRUCTURE_BYTES", 1000)
     proto = model([node("Mul", ["x", "w"], ["y"])], [info("x", FLOAT, [1])], [info("y", FLOAT, None)])
     proto.graph.initializer.add(name="w", data_type=FLOAT, dims=[SMALL_BYTES // 4 + 1], raw_data=bytes(SMALL_BYTES + 4))
     assert len(read_onnx_bytes(proto.SerializeToString()).graph) == 1

@@ -185,13 +185,15 @@ def test_external_data_is_found_from_any_folder(tmp_path: Path, monkeypatch: pyt
     assert np.array_equal(loaded.graph.initializers["w"].const_value.numpy(), values)
 
 
-@pytest.mark.parametrize("location", ["../outside.bin", "/etc/passwd", "", "a/../../outside.bin", "link.bin", "folder", "hard.bin", "a\0b"])
+@pytest.mark.parametrize("location", ["../outside.bin", "/etc/passwd", "", "a/../../outside.bin", "link.bin", "folder", "hard.bin", "a\0b",
+                                      "folder/../own.bin"])
 def test_external_data_outside_the_folder_is_refused(tmp_path: Path, location: str) -> None:
     (tmp_path / "outside.bin").write_bytes(bytes(8))
     inside = tmp_path / "inside"
     (inside / "folder").mkdir(parents=True)
     (inside / "link.bin").symlink_to(tmp_path / "outside.bin")
     (tmp_path / "another.bin").write_bytes(bytes(8))
+    (inside / "own.bin").write_bytes(bytes(8))
     os.link(tmp_path / "another.bin", inside / "hard.bin")
     external(inside, 2, location=location)
     with pytest.raises(Refused, match="asks for the file"):

@@ -51,18 +51,18 @@ def command(screen: Screen, words: tuple[str, ...], recipe: str | None, layers: 
     """
     import whet
     from whet.cli.models import model_of
+    from whet.compress.artifacts import read_artifact
 
     name, chosen = _asked(words, recipe, layers, exclude, values)
     place = options.free_folder(out, force=force)
     with screen.working():
         source = model_of(name, weights, shapes, calibration)
         made = whet.apply(source, chosen, calibration=calibration, target=target, out=place)
-        inventories = whet.inspect(source), whet.inspect(made)
+        before, after, artifact = whet.inspect(source), whet.inspect(made), read_artifact(place)
     if screen.as_json:
-        from whet.compress.artifacts import read_artifact
-
-        return screen.document({"out": str(place), "id": made.artifact_id, **read_artifact(place).to_plain()})
-    _show(screen, place, *inventories)
+        return screen.document({"out": str(place), "id": made.artifact_id, **artifact.to_plain()})
+    # Weights may lie in a file beside the model's own.
+    _show(screen, place, max(before.file_bytes or 0, before.weight_bytes), artifact.size_bytes, after)
 
 
 def _asked(words: Sequence[str], recipe: str | None, layers: tuple[str, ...], exclude: tuple[str, ...],
@@ -88,10 +88,9 @@ def _asked(words: Sequence[str], recipe: str | None, layers: tuple[str, ...], ex
 
 
 
-def _show(screen: Screen, place: Path, before: Inventory, after: Inventory) -> None:
+def _show(screen: Screen, place: Path, old: int, new: int, after: Inventory) -> None:
     from whet.compress.report.numbers import BYTES, TIMES, number
 
-    old, new = (max(each.file_bytes or 0, each.weight_bytes) for each in (before, after))  # weights may lie in a file beside
     kinds: dict[str, int] = {}
     for layer in after.layers:
         if layer.weight_shape:

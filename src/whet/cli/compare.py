@@ -92,7 +92,7 @@ def _show_quality(screen: Screen, found: Comparison) -> None:
     rows = [row(f"{title}, original", found.parent), row(f"{title}, candidate", found.candidate), row("Drop", found.drop)]
     rows += [row(title_of(each.name, ""), each) for each in (found.flips, found.kl, found.sqnr_db) if each.name != found.metric]
     interval = f"{found.drop.interval.confidence:.0%} interval" if found.drop.interval else "interval"
-    how = Column("how", flexible=True, keep_end=False)
+    how = Column("how", flexible=True, keep="start")
     screen.table((Column(f"{found.n:,} samples"), Column("value", right=True), Column(interval), how), rows)
     if found.lost is not None and found.gained is not None and found.mcnemar_p.value is not None:
         screen.remark(f"{found.lost} samples lost, {found.gained} gained; McNemar's p = {found.mcnemar_p.value:.3g}")

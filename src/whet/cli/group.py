@@ -77,5 +77,5 @@ def main() -> None:
 
     \b
     whet inspect model.onnx
-    whet optimize model.onnx --data eval.npz --metric accuracy --max-drop 1% -o out/
+    whet optimize model.onnx --data eval.npz --max-drop 1% -o out/
     """

@@ -37,8 +37,8 @@ def _show_candidates(screen: Screen, outcome: Outcome, found: tuple[Row, ...]) -
 
     measured = [row for row in found if row.trial.status == "measured"]
     titles = {key: heading for key, (heading, _) in columns(outcome).items()}
-    shown = (Column(""), Column("candidate", flexible=True, keep_end=False), Column(titles["quality"], right=True), Column("drop"),
-             Column("speed", right=True), Column("size", right=True), Column("memory", right=True))  # fmt: skip
+    shown = (Column(""), Column("candidate", flexible=True, keep="ends"), Column(titles["quality"], right=True), Column("drop"),
+             Column("speed", right=True), Column("size", right=True), Column("memory", right=True, optional=True))  # fmt: skip
     texts = [[row.verdict[:1], row.trial.name, row.cells["quality"].text, row.cells["drop"].line,
               *(row.cells[key].text for key in ("faster", "size", "memory"))] for row in measured]  # fmt: skip
     screen.table(shown, texts, [_STYLES.get(row.standing, "") for row in measured])

@@ -69,10 +69,10 @@ def _recipe(file: str) -> Any:
 
 def _show(screen: Screen, plan: Plan, every: bool) -> None:
     from whet.compress.report.cells import cell
-    from whet.compress.report.numbers import BYTES, number
+    from whet.compress.report.numbers import BYTES, duration, number
     from whet.compress.report.quantities import kind_of
 
-    shown = [layer for layer in plan.layers if every or layer.bytes_before]
+    shown = [layer for layer in plan.layers if every or layer.weights]
     columns = (Column("layer", flexible=True), Column("technique"), Column("runs as"), Column("bytes", True), Column("after", True))
     screen.table(columns, [[layer.name, layer.technique or "-", layer.runs_as or "-", number(layer.bytes_before, BYTES),
                             number(layer.bytes_after, BYTES)] for layer in shown])  # fmt: skip
@@ -82,7 +82,8 @@ def _show(screen: Screen, plan: Plan, every: bool) -> None:
     facts = {"weights": f"{number(plan.bytes_before, BYTES)} -> {number(plan.bytes_after, BYTES)}"}
     for cost in plan.costs:
         found = cell(cost, kind_of(cost.name, ""))
-        facts[_TITLES.get(cost.name, cost.name)] = f"{found.text} ({found.title})"
+        told = duration(cost.value) if cost.name == "working_s" and cost.value is not None else found.text
+        facts[_TITLES.get(cost.name, cost.name)] = f"{told} ({found.title})"
     screen.facts(facts)
     for note, layers in _notes(shown).items():
         screen.remark(f"note: {note}: {counted(len(layers), 'layer')} ({listed(layers, 3)})")
@@ -94,7 +95,7 @@ def _rest(layers: Sequence[PlannedLayer]) -> str:
     """What becomes of the layers without weights, the most frequent first."""
     kinds: dict[str, int] = {}
     for layer in layers:
-        if not layer.bytes_before:
+        if not layer.weights:
             kind = layer.runs_as or layer.note or layer.op
             kinds[kind] = kinds.get(kind, 0) + 1
     return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda each: -each[1]))

@@ -58,7 +58,7 @@ def _show_numbers(screen: Screen, found: Profile) -> None:
         each = cell(measurement, kind_of(name, ""))
         why = each.title if each.missing else "estimate" if each.estimated else "measured"
         rows.append([title_of(name, ""), each.text, each.detail, f"{why}; {measurement.method}" if measurement.method else why])
-    columns = (Column(""), Column("value", right=True), Column("95% interval"), Column("how", flexible=True, keep_end=False))
+    columns = (Column(""), Column("value", right=True), Column("95% interval"), Column("how", flexible=True, keep="start"))
     screen.table(columns, rows)
     limits = found.limits
     threads = f" on {counted(limits.threads, 'thread')}" if limits else ""

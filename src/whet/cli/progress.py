@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 _REDRAW_SECONDS = 0.2
-_NAME_LETTERS, _NOTE_LETTERS = 26, 34
+_NAME_LETTERS, _NOTE_LETTERS = 24, 28  # so that a line with its bar and its times fits 80 columns
 
 
 class Bars:
@@ -26,7 +26,7 @@ class Bars:
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=12), MofNCompleteColumn(), TimeElapsedColumn(),
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=10), MofNCompleteColumn(), TimeElapsedColumn(),
                    TimeRemainingColumn(), TextColumn("{task.fields[note]}", markup=False, style="dim"))
         self._progress = Progress(*columns, console=console, auto_refresh=False, transient=True)
         self._drawn = 0.0
@@ -39,14 +39,14 @@ class Bars:
         self._progress.stop()
 
     def start(self, name: str, total: int | None) -> int:
-        number = self._progress.add_task(shortened(plain(name), _NAME_LETTERS, keep_end=False), total=total, note="")
+        number = self._progress.add_task(shortened(plain(name), _NAME_LETTERS, keep="start"), total=total, note="")
         self._draw(now=True)
         return number
 
     def advance(self, task: int, steps: int, note: str) -> None:
         self._progress.update(_id(task), advance=steps)
         if note:
-            self._progress.update(_id(task), note=shortened(plain(note), _NOTE_LETTERS, keep_end=False))
+            self._progress.update(_id(task), note=shortened(plain(note), _NOTE_LETTERS, keep="start"))
         self._draw()
 
     def stop(self, task: int) -> None:

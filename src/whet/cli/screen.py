@@ -12,24 +12,26 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TextIO
 
-from whet.cli.words import plain, shortened
+from whet.cli.words import Part, plain, shortened
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 _UNLIMITED = 10_000  # columns, where no terminal sets a limit: what is piped is neither wrapped nor cut
 _GAP = 2
-_LEAST_ROOM = 12
+_LEAST_ROOM, _GOOD_ROOM = 12, 24
 
 
 @dataclass(frozen=True)
 class Column:
-    """right: numbers. flexible: the one that is cut where the terminal is too narrow; keep_end: from its beginning."""
+    """right: numbers. flexible: the one that is cut where the terminal is too narrow, so that ``keep`` is left. optional: left out
+    where the flexible one would have little room."""
 
     title: str
     right: bool = False
     flexible: bool = False
-    keep_end: bool = True
+    keep: Part = "end"
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Screen:
         from rich.table import Table
         from rich.text import Text
 
-        cells = fitted(columns, [[plain(cell) for cell in row] for row in rows], self.console.width)
+        columns, cells = fitted(columns, [[plain(cell) for cell in row] for row in rows], self.console.width)
         table = Table(box=None, pad_edge=False, padding=(0, _GAP, 0, 0), header_style="bold")
         for column in columns:
             table.add_column(Text(column.title), justify="right" if column.right else "left", no_wrap=True, overflow="ellipsis")
@@ -117,15 +119,23 @@ class Screen:
         sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
 
 
-def fitted(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[list[str]]:
-    """The rows, the flexible column cut to what the others leave of ``width``."""
+def fitted(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> tuple[list[Column], list[list[str]]]:
+    """The columns and rows, the flexible column cut to what the others leave of ``width``."""
     widths = [max([len(column.title), *(len(row[at]) for row in rows)]) for at, column in enumerate(columns)]
     flexible = next((at for at, column in enumerate(columns) if column.flexible), None)
     if flexible is None:
-        return [list(row) for row in rows]
-    room = max(width - sum(widths) + widths[flexible] - _GAP * (len(columns) - 1), _LEAST_ROOM)
-    keep_end = columns[flexible].keep_end
-    return [[shortened(cell, room, keep_end=keep_end) if at == flexible else cell for at, cell in enumerate(row)] for row in rows]
+        return list(columns), [list(row) for row in rows]
+    kept, wanted = list(range(len(columns))), min(widths[flexible], _GOOD_ROOM)
+    while _room(kept, widths, flexible, width) < wanted and any(columns[at].optional for at in kept):
+        kept.remove(next(at for at in reversed(kept) if columns[at].optional))
+    room, part = max(_room(kept, widths, flexible, width), _LEAST_ROOM), columns[flexible].keep
+    cut = [[shortened(cell, room, keep=part) if at == flexible else cell for at, cell in enumerate(row)] for row in rows]
+    return [columns[at] for at in kept], [[row[at] for at in kept] for row in cut]
+
+
+def _room(kept: Sequence[int], widths: Sequence[int], flexible: int, width: int) -> int:
+    """What the other columns that are kept leave to the flexible one."""
+    return width - sum(widths[at] for at in kept if at != flexible) - _GAP * (len(kept) - 1)
 
 
 @contextmanager

@@ -32,11 +32,11 @@ def command(screen: Screen, name: str | None) -> None:
     every = whet.targets()
     if screen.as_json:
         return screen.document([each.to_plain() for each in every])
-    columns = (Column("name"), Column("what", flexible=True, keep_end=False), Column("integers"), Column("threads", right=True),
-               Column("memory", right=True), Column("latency"))  # fmt: skip
-    screen.table(columns, [[each.name, each.title, _integers(each), str(each.threads), _bytes(each.memory_bytes),
-                            "measured" if each.here else "estimate"] for each in every])  # fmt: skip
-    screen.remark("integers: activations x weights of static quantisation. whet targets NAME shows what a target executes.")
+    columns = (Column("name"), Column("integers"), Column("threads", right=True), Column("memory", right=True),
+               Column("what", flexible=True, keep="start"))  # fmt: skip
+    screen.table(columns, [[each.name, _integers(each), str(each.threads), _bytes(each.memory_bytes), each.title] for each in every])
+    screen.remark("integers: activations x weights that run fast. Only on host are latency, memory and energy measured; elsewhere "
+                  "they are estimates. whet targets NAME shows what a target executes.")  # fmt: skip
 
 
 def _show(screen: Screen, found: Target) -> None:
@@ -54,7 +54,7 @@ def _show(screen: Screen, found: Target) -> None:
     if found.speeds:
         screen.gap()
         columns = (Column("technique"), Column("operator"), Column("speed", right=True), Column(""),
-                   Column("source", flexible=True, keep_end=False))  # fmt: skip
+                   Column("source", flexible=True, keep="start"))  # fmt: skip
         screen.table(columns, [[each.technique, each.op, f"{each.ratio:g}x", "measured" if each.measured else "stated", each.source]
                                for each in found.speeds])  # fmt: skip
     for fact in found.facts:

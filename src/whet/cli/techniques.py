@@ -11,7 +11,7 @@ from whet.cli.screen import Column, Screen
 from whet.cli.technique_flags import names, sections
 
 if TYPE_CHECKING:
-    from whet.compress.technique import Technique
+    from whet.compress.technique import Option, Technique
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
@@ -36,7 +36,7 @@ def command(screen: Screen, name: str | None) -> None:
     every = [technique(each) for each in names()]
     if screen.as_json:
         return screen.document([_plain(each) for each in every])
-    columns = (Column("name"), Column("needs"), Column("what it does", flexible=True, keep_end=False))
+    columns = (Column("name"), Column("needs"), Column("what it does", flexible=True, keep="start"))
     screen.table(columns, [[each.name, each.needs, each.sentence] for each in every])
     screen.remark("whet techniques NAME explains one; whet apply NAME --help shows its flags.")
 
@@ -47,9 +47,13 @@ def _show(screen: Screen, found: Technique) -> None:
     screen.facts(dict(sections(found)))
     if found.options:
         screen.gap()
-        columns = (Column("option"), Column("default"), Column("values"), Column("what it is", flexible=True, keep_end=False))
-        screen.table(columns, [[option.name, str(option.default), ", ".join(map(str, option.search.values)), option.search.help]
-                               for option in found.options])  # fmt: skip
+        screen.facts({option.name: f"{option.search.help}: {_values(option)}" for option in found.options})
+
+
+def _values(option: Option) -> str:
+    """ "8 (default), 4"."""
+    words = [f"{value} (default)" if value == option.default else str(value) for value in option.search.values]
+    return ", ".join(words if option.search.only else [*words, f"or another {option.kind.__name__}"])
 
 
 def _plain(found: Technique) -> dict[str, Any]:

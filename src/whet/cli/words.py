@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
+
+Part = Literal["start", "ends", "end"]
+"""Which part of a text is kept: its start, its end, or both ends."""
 
 # What would steer the terminal (escape sequences come from a file's names), turn the direction of text, or has no UTF-8.
 _UNFIT = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -15,13 +19,13 @@ def plain(text: str) -> str:
     return _UNFIT.sub("\ufffd", " ".join(text.translate(_TYPED).split()))
 
 
-def shortened(text: str, room: int, *, keep_end: bool = True) -> str:
+def shortened(text: str, room: int, *, keep: Part = "end") -> str:
     """``text`` in at most ``room`` letters. The end of a layer's name tells more than its beginning."""
     if len(text) <= room:
         return text
-    if room < 2:
-        return text[:room]
-    return f"…{text[-room + 1 :]}" if keep_end else f"{text[: room - 1]}…"
+    left = {"start": room - 1, "ends": room // 2, "end": 0}[keep]
+    right = max(room - 1 - left, 0)
+    return f"{text[:max(left, 0)]}…{text[len(text) - right :]}"[:room]
 
 
 def counted(number: int, one: str, many: str = "") -> str:

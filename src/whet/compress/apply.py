@@ -91,7 +91,8 @@ def _apply_integers(model: GraphModel, names: list[str], used: Technique, option
     working = model.copied()
     found = working.integer_sites(names, target)
     if not found:
-        raise Unsupported(f"apply {used.name} to {', '.join(names[:5])}", found="none of them has weights or a neighbour that computes in integers",
+        found_none = "none of them has weights or a neighbour that computes in integers"
+        raise Unsupported(f"apply {used.name} to {', '.join(names[:5])}", found=found_none,
                           do="name the convolutions and matrix products too")
     tensors = observed(found)
     statistics = collect(working, tensors, calibration, histogram=options.get("ranges") in NEEDS_HISTOGRAM)
@@ -111,7 +112,8 @@ def observed(found: Mapping[str, Site]) -> tuple[str, ...]:
 def changes_for(model: GraphModel, found: Mapping[str, Site], statistics: Mapping[str, Statistics], used: Technique,
                 options: Mapping[str, Any], target: Target) -> dict[str, Change]:
     """The technique on every site."""
-    return {name: used.apply(model.site_view(site, statistics), target, **options) for name, site in track(found.items(), used.name, len(found))}
+    return {name: used.apply(model.site_view(site, statistics), target, **options)
+            for name, site in track(found.items(), used.name, len(found))}
 
 
 def _why_not(used: Technique, layer: Layer, target: Target, options: Mapping[str, Any]) -> str:

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 import whet
 from whet.compress.graph import GraphModel
 from whet.core.artifact import MANIFEST_NAME, Artifact, ModelFile
@@ -68,7 +70,8 @@ def write_artifact(model: GraphModel, folder: Path, *, parent: str | None, recip
     return artifact
 
 
-def describe(model: GraphModel, files: tuple[ModelFile, ...], *, parent: str | None, recipe: Recipe | None = None, target: str = "") -> Artifact:
+def describe(model: GraphModel, files: tuple[ModelFile, ...], *, parent: str | None, recipe: Recipe | None = None,
+             target: str = "") -> Artifact:
     """The manifest of a model whose files are known."""
     return Artifact("onnx", model.inputs, model.outputs, files, parent=parent, recipe=recipe, target=target,
                     session_options=model.session_options, tools=FrozenMap(tool_versions()))
@@ -99,7 +102,7 @@ def read_artifact(folder: Path) -> Artifact:
 
 def tool_versions() -> dict[str, str]:
     """The versions of everything that takes part in making an artifact."""
-    found = {"whet": whet.__version__, "python": ".".join(map(str, sys.version_info[:3])), "platform": f"{sys.platform}-{platform.machine()}"}
+    found = {"whet": whet.__version__, "python": platform.python_version(), "platform": f"{sys.platform}-{platform.machine()}"}
     return found | {name: importlib.metadata.version(name.replace("_", "-")) for name in _TOOLS}
 
 
@@ -119,7 +122,7 @@ def _inside_artifact(path: Path) -> tuple[Path, Artifact | None]:
 
 def _external_files(model: GraphModel, path: Path) -> set[Path]:
     tensors = [value.const_value for value in model.ir.graph.initializers.values()]
-    return {path.parent / os.fspath(tensor.location) for tensor in tensors if hasattr(tensor, "location")}
+    return {path.parent / os.fspath(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
 
 
 def _described(path: Path, folder: Path) -> ModelFile:

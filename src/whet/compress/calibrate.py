@@ -13,7 +13,8 @@ from whet.core.progress import task
 from whet.device.session import run
 
 
-def collect(model: GraphModel, tensors: Collection[str], data: Dataset, *, histogram: bool, threads: int | None = None) -> dict[str, Statistics]:
+def collect(model: GraphModel, tensors: Collection[str], data: Dataset, *, histogram: bool,
+            threads: int | None = None) -> dict[str, Statistics]:
     """Statistics of the named tensors over all samples, by name. Memory: the tensors of one batch, however many samples.
 
     Raises Refused where the data is empty, or where it or a tensor holds NaN.

@@ -49,9 +49,9 @@ def compare(parent: Any, candidate: Any, *, data: Any = None, metric: str | Call
 def _quality(first: GraphModel, second: GraphModel, data: Any, metric: str | Callable[..., Any] | None, threads: int | None,
              confidence: float) -> Comparison:
     samples = load_data(data, first.inputs)
-    outputs = [outputs_of(model, samples, threads=threads) for model in (first, second)]
+    expected, found = (outputs_of(model, samples, threads=threads) for model in (first, second))
     chosen = metric or ("accuracy" if samples.labels is not None else "fidelity")
-    return compare_outputs(*outputs, samples.labels, chosen, confidence=confidence, data=samples.content_hash)
+    return compare_outputs(expected, found, samples.labels, chosen, confidence=confidence, data=samples.content_hash)
 
 
 def _costs(first: tuple[GraphModel, Any], second: tuple[GraphModel, Any], data: Any, threads: int | None,

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from whet.compress.grid import Array, Grid
+from whet.compress.grid import Grid
 
 _NARROW = {"int4": ml_dtypes.int4, "uint4": ml_dtypes.uint4, "int2": ml_dtypes.int2, "uint2": ml_dtypes.uint2}
 
@@ -27,7 +27,7 @@ class Editor:
         self._taken = _names(graph)
         self._number = 0
 
-    def constant(self, numbers: Array, dtype: str = "") -> ir.Value:
+    def constant(self, numbers: Any, dtype: str = "") -> ir.Value:
         """An initializer; ``dtype`` (an ONNX name such as "int4") where numpy's own says it not exactly."""
         numbers = np.asarray(numbers, order="C")  # ascontiguousarray would make a scalar a vector
         dtype = dtype or numbers.dtype.name

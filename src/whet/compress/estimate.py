@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from whet.compress.technique import Foresight
 from whet.core.document import FrozenMap
 from whet.core.inventory import Inventory, Layer
 from whet.core.measurement import Measurement
 from whet.core.target import Target
-from whet.compress.technique import Foresight
 
 # Bytes that one QuantizeLinear/DequantizeLinear pair, and one DequantizeLinear of a weight, take in an ONNX file: nodes, names,
 # scale and zero point (measured on the files that Whet writes; tests/compress/test_plan.py holds the estimate to 15 %).

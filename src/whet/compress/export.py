@@ -13,7 +13,7 @@ from whet.device.files import new_folder
 FORMATS = ("onnx",)
 
 
-def export(model: Any, path: str | os.PathLike[str], *, format: str = "onnx", example_inputs: Any = None) -> Path:  # noqa: A002
+def export(model: Any, path: str | os.PathLike[str], *, format: str = "onnx", example_inputs: Any = None) -> Path:
     """Write the model for a runtime and give back the path of its file. ``onnx`` is the one format of this version.
 
     A model beyond 1 GB gets its weights in a file beside it. Session options that the model needs to compute what was measured are

@@ -105,7 +105,8 @@ def _fold_gemm_factors(node: ir.Node, editor: Editor) -> None:
         if bias is not None:
             _set(node, 2, array(bias) * beta, editor)
         else:
-            node.replace_input_with(2, editor.node("Mul", [node.inputs[2], editor.constant(beta)], like=node.inputs[2], dtype=node.inputs[2].dtype))
+            bias = node.inputs[2]
+        node.replace_input_with(2, editor.node("Mul", [bias, editor.constant(beta)], like=bias, dtype=bias.dtype))
     for name in ("alpha", "beta"):
         node.attributes.pop(name, None)
 

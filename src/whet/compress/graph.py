@@ -18,10 +18,10 @@ from whet.compress.put.half import put_half
 from whet.compress.put.integer import put_integer
 from whet.compress.put.sites import Site, sites
 from whet.compress.put.storage import put_float16, put_weight
+from whet.compress.slim import drop_annotations, shorten_names
 from whet.compress.source.naming import name_nodes, name_values
 from whet.compress.statistics import Statistics
 from whet.compress.technique import Change, LayerView
-from whet.compress.slim import drop_annotations, shorten_names
 from whet.compress.weights import Slot, array, constant, rows_first, slots
 from whet.core.artifact import TensorSpec
 from whet.core.document import FrozenMap
@@ -80,7 +80,8 @@ class GraphModel:
         try:
             return _in_memory(self.ir).SerializeToString(deterministic=True)
         except Exception as error:  # protobuf raises EncodeError or ValueError, by implementation
-            raise Refused("write the model as one file", found=str(error), do="save it to a folder; its weights then lie in a file beside it") from error
+            do = "save it to a folder; its weights then lie in a file beside it"
+            raise Refused("write the model as one file", found=str(error), do=do) from error
 
     @property
     def fixed_batch(self) -> int | None:
@@ -175,7 +176,7 @@ class GraphModel:
 def _plain_layer(node: ir.Node) -> Layer:
     found = slots(node)
     shapes = [node.inputs[slot.index].const_value.shape for slot in found]  # type: ignore[union-attr]
-    shape = tuple(int(dim) for dim in shapes[0]) if shapes else ()
+    shape = tuple(int(dim) for dim in shapes[0].numpy()) if shapes else ()
     return Layer(node.name or "", node.op_type, weight_shape=shape, weight_dtype="float32" if found else "")
 
 
@@ -224,4 +225,5 @@ def _raise_opset(model: ir.Model, version: int) -> None:
         name_nodes(model.graph)  # an operator that changed its meaning (Softmax) becomes several, and the new ones have no name
         name_values(model)
     except Exception as error:
-        raise Refused(f"convert the model from opset {current} to {version}", found=str(error), do="export it again with a newer opset") from error
+        asked = f"convert the model from opset {current} to {version}"
+        raise Refused(asked, found=str(error), do="export it again with a newer opset") from error

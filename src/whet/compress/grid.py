@@ -9,13 +9,14 @@ simulated here and what onnxruntime computes are the same numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from whet.core.errors import Refused
 
-Array = NDArray[np.generic]
+Array = NDArray[Any]
 Floats = NDArray[np.float32]
 
 # Below this a scale would be a subnormal number, which runtimes flush to zero; a range that small holds no information.

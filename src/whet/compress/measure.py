@@ -69,7 +69,7 @@ class _Temporary(tempfile.TemporaryDirectory):  # type: ignore[type-arg]
         super().__init__(prefix="whet-")
         self._graph = graph
 
-    def __enter__(self) -> Path:  # type: ignore[override]
+    def __enter__(self) -> Path:
         path = Path(super().__enter__()) / MODEL_NAME
         self._graph.save(path)
         return path

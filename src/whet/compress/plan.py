@@ -56,7 +56,8 @@ def resolve(graph: GraphModel, recipe: Recipe, target: Target, found: Inventory,
     layers = tuple(_planned(layer, after.get(layer.name), by.get(layer.name, ""), notes.get(layer.name, ""), layer.name in left)
                    for layer in found.layers)
     calibrated = any(technique(step.technique).needs == "calibration" for step in recipe.steps)
-    return Plan(graph.origin, recipe, target.name, layers, _costs(found, after, by, target, calibrated, samples), _warnings(found, by, target))
+    costs = _costs(found, after, by, target, calibrated, samples)
+    return Plan(graph.origin, recipe, target.name, layers, costs, _warnings(found, by, target))
 
 
 def techniques_of(graph: GraphModel, recipe: Recipe, target: Target) -> dict[str, str]:

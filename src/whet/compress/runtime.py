@@ -13,8 +13,8 @@ from onnxruntime import InferenceSession
 
 from whet.compress.data.dataset import Dataset
 from whet.compress.evaluate.predict import predict
-from whet.compress.grid import Array
 from whet.compress.graph import GraphModel
+from whet.compress.grid import Array
 from whet.core.errors import Refused
 from whet.device.session import open_session, run
 
@@ -25,14 +25,21 @@ LARGEST_BATCH = 32
 
 @contextmanager
 def opened(model: GraphModel, *, threads: int | None = None) -> Iterator[InferenceSession]:
-    """A session over the model, with the options that it ships with; through a temporary folder where it is too large for one file."""
+    """A session over the model, with the options that it ships with."""
+    with stored(model) as source:
+        yield open_session(source, threads=threads, options=model.session_options)
+
+
+@contextmanager
+def stored(model: GraphModel) -> Iterator[bytes | Path]:
+    """The model as onnxruntime takes it: its bytes, or a file in a temporary folder where it is too large for that."""
     if not model.is_large:
-        yield open_session(model.content, threads=threads, options=model.session_options)
+        yield model.content
         return
     with tempfile.TemporaryDirectory(prefix="whet-") as folder:
         path = Path(folder) / "model.onnx"
         model.save(path)
-        yield open_session(path, threads=threads, options=model.session_options)
+        yield path
 
 
 def exposed(model: GraphModel, tensors: Collection[str]) -> GraphModel:
@@ -50,7 +57,8 @@ def exposed(model: GraphModel, tensors: Collection[str]) -> GraphModel:
     return copied
 
 
-def feed_batches(session: InferenceSession, model: GraphModel, data: Dataset, outputs: list[str]) -> Iterator[tuple[Mapping[str, Array], int]]:
+def feed_batches(session: InferenceSession, model: GraphModel, data: Dataset,
+                 outputs: list[str]) -> Iterator[tuple[Mapping[str, Array], int]]:
     """Batches that the model takes, as large as memory and the model allow, and how many samples of each are real.
 
     A graph whose batch is fixed gets its last batch filled up with samples that it has had already.

@@ -10,7 +10,8 @@ def shorten_names(model: ir.Model) -> None:
     graph = model.graph
     fixed = {value.name for value in (*graph.inputs, *graph.outputs)}
     # A subgraph may read, or shadow, any name of the graph around it; ONNX scoping makes renaming there a trap.
-    if any(True for node in graph for attribute in node.attributes.values() if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)):
+    kinds = {attribute.type for node in graph for attribute in node.attributes.values()}
+    if kinds & {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}:
         return
     inner = [value for node in graph for value in node.outputs if value.name and value.name not in fixed]
     constants = [value for name, value in graph.initializers.items() if name not in fixed]

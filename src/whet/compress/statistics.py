@@ -58,7 +58,7 @@ class Statistics:
     @property
     def edges(self) -> NDArray[np.float64]:
         """The ``BINS`` + 1 edges of the histogram."""
-        return self.start + self.width * np.arange(BINS + 1)
+        return self.start + self.width * np.arange(BINS + 1, dtype=np.float64)
 
     def _count(self, values: NDArray[np.float32], low: float, high: float) -> None:
         self._make_room(low, high)

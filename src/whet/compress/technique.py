@@ -25,8 +25,6 @@ from whet.compress.grid import Array, Grid, Quantised
 from whet.compress.statistics import Statistics
 from whet.core.document import FrozenMap
 from whet.core.errors import Refused
-from whet.core.inventory import Layer
-from whet.core.target import Target
 
 NEEDS = ("nothing", "calibration", "labels", "training")
 

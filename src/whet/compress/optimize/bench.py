@@ -73,8 +73,10 @@ class Bench:
         integers = {layer.name: "int8" for layer in own.layers if techniques.get(layer.name) in ("static", "dynamic")}
         memory = float(own.weight_bytes + (own.peak_activation_bytes or 0))
         return estimate.by_name([
-            estimate.latency_measurement(self.inventory, techniques, self.target), estimate.latency_ms(self.inventory, integers, self.target),
-            Measurement("model_rss_bytes", memory, " B", source="estimated", method="weights and the planned peak of activations; without the runtime"),
+            estimate.latency_measurement(self.inventory, techniques, self.target),
+            estimate.latency_ms(self.inventory, integers, self.target),
+            Measurement("model_rss_bytes", memory, " B", source="estimated",
+                        method="weights and the planned peak of activations; without the runtime"),
         ])
 
 

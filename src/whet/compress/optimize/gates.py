@@ -54,5 +54,6 @@ def _not_worse(goal: str, original: Mapping[str, float]) -> Gate:
     name = GOALS[goal]
     if goal == "latency":
         return Gate(name, 1.0, reason="not slower than the original")
-    words = {"size": "not larger than the original", "memory": "no more memory than the original", "energy": "no more energy than the original"}
+    words = {"size": "not larger than the original", "memory": "no more memory than the original",
+             "energy": "no more energy than the original"}
     return Gate(name, original.get(name, float(0)), "", proven=False, reason=words[goal])

@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
 
-from whet.compress.data.dataset import Array, Dataset
+from whet.compress.data.dataset import Dataset
 from whet.compress.graph import GraphModel
 from whet.compress.measure import inspect
+from whet.compress.optimize.kernels import layer_times
 from whet.compress.runtime import exposed, opened
 from whet.core.errors import WhetError
 from whet.core.outcome import LayerReport
-from whet.core.target import Target
-from whet.device.operators import operator_times
+from whet.device.operators import OperatorTime
 from whet.device.session import run
 
 SAMPLES = 16
-# How onnxruntime 1.31 names what it made of a node: in NCHWc layout after its output, in NHWC with a number, fused products with a suffix.
-_ADDED = re.compile(r"(_nchwc|_token_\d+|_nhwc|/MatMulAddFusion|_MatMulInteger\w*|_quant)+$")
 
 
-def layer_reports(original: GraphModel, made: GraphModel, data: Dataset, feeds: Mapping[str, Array], target: Target,
+Kernels = Sequence[OperatorTime]
+
+
+def layer_reports(folded: GraphModel, made: GraphModel, data: Dataset, kernels: tuple[Kernels, Kernels],
                   damage: Mapping[str, float] | None = None) -> tuple[LayerReport, ...]:
-    """The layers of the folded original that have weights or multiply, beside the same of ``made``."""
-    folded = original.folded()
+    """The layers of the folded original that have weights or multiply, beside the same of ``made``.
+
+    kernels: what the runtime executes for each of the two, empty where that is not known (the target is another machine).
+    """
     before = {layer.name: layer for layer in inspect(folded).layers}
     after = {layer.name: layer for layer in inspect(made).layers}
     quality = output_sqnr(folded, made, data)
-    times = (times_of(folded, feeds, target.threads), times_of(made, feeds, target.threads)) if target.here else ({}, {})
+    times = layer_times(folded, kernels[0]), layer_times(made, kernels[1])
     found = []
     for name, layer in before.items():
         new = after.get(name)
         if layer.parameters or layer.macs:
             dtype = new.weight_dtype if new else ""
-            found.append(LayerReport(name, layer.op, layer.weight_bytes, new.weight_bytes if new else 0, layer.weight_dtype or "", dtype or "",
+            found.append(LayerReport(name, layer.op, layer.weight_bytes, new.weight_bytes if new else 0, layer.weight_dtype, dtype,
                                      layer.macs, quality.get(name), times[0].get(name), times[1].get(name), (damage or {}).get(name)))
     return tuple(found)
 
@@ -62,34 +64,6 @@ def output_sqnr(folded: GraphModel, made: GraphModel, data: Dataset) -> dict[str
     except WhetError:  # an inner tensor of a type that cannot be an output: then there is no table, which is no harm to the verdict
         return {}
     return {layer: 10 * float(np.log10(signal[layer] / noise[layer])) for layer in names if signal[layer] > 0 and noise[layer] > 0}
-
-
-def times_of(model: GraphModel, feeds: Mapping[str, Array], threads: int, repeats: int = 100) -> dict[str, float]:
-    """Microseconds a layer on this machine, one inference: executed kernels, each put down to the node it was made of."""
-    owners = _owners(model)
-    found: dict[str, float] = {}
-    for kernel in operator_times(model.content, feeds, threads=threads, options=model.session_options, repeats=repeats):
-        name = owners.get(kernel.name) or owners.get(_ADDED.sub("", kernel.name))
-        if name:
-            found[name] = found.get(name, 0.0) + kernel.mean_us
-    return found
-
-
-def _owners(model: GraphModel) -> dict[str, str]:
-    """Kernel names (node names, and names of outputs) to the layer: an activation fused into a layer counts as that layer."""
-    found: dict[str, str] = {}
-    for node in model.ir.graph:
-        found.setdefault(node.name or "", node.name or "")
-        for value in node.outputs:
-            found[value.name or ""] = _layer_behind(node)
-    return found
-
-
-def _layer_behind(node: ir.Node) -> str:
-    source = node.inputs[0].producer() if node.inputs and node.inputs[0] is not None else None
-    if node.op_type in ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh") and source is not None and source.op_type in ("Conv", "Gemm", "MatMul", "Add"):
-        return source.name or ""
-    return node.name or ""
 
 
 def _is_float(node: ir.Node) -> bool:

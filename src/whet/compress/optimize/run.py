@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -21,7 +21,8 @@ from whet.compress.optimize.bench import Bench
 from whet.compress.optimize.blame import damage, sentences
 from whet.compress.optimize.choose import closest, winner, with_front
 from whet.compress.optimize.gates import Limits, gates_for
-from whet.compress.optimize.layers import layer_reports, times_of
+from whet.compress.optimize.kernels import kernels_of, layer_times, operator_reports
+from whet.compress.optimize.layers import layer_reports
 from whet.compress.optimize.search import INTEGER, Idea, faster_in_float, gentler, other_ideas, range_ideas
 from whet.compress.optimize.trials import Workshop
 from whet.compress.recipes import as_target
@@ -119,7 +120,8 @@ class _Search:
         if not bench.target.here or not done or done[0].status != "measured":
             return ()
         made = load(self.workshop.model_of(done[0]).parent)
-        before, after = (times_of(graph, bench.feeds, bench.target.threads) for graph in (bench.original.folded(), made))
+        before, after = (layer_times(graph, kernels_of(graph, bench.feeds, bench.target.threads))
+                         for graph in (bench.original.folded(), made))
         weighted = [layer.name for layer in bench.inventory.layers if layer.op in ("Conv", "Gemm", "MatMul") and layer.weight_shape]
         return faster_in_float(before, after, weighted)
 
@@ -170,12 +172,20 @@ def _data(graph: GraphModel, data: Any, calibration: Any, seed: int) -> tuple[Da
 
 @contextmanager
 def _folder(out: Path) -> Iterator[Path]:
-    """The output folder. It stays, whatever happens: the finished trials in it are what a later call goes on from."""
+    """The output folder. Finished trials in it stay, whatever happens: a later call goes on from them. Where there are none, a folder
+    that was made here goes again."""
+    made = [folder for folder in (out / "trials", out) if not folder.exists()]
     try:
         (out / "trials").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Refused(f"write into {out}", found=error.strerror or str(error), do="choose another output folder") from error
-    yield out
+    try:
+        yield out
+    except BaseException:
+        for folder in made:
+            with suppress(OSError):  # not empty
+                folder.rmdir()
+        raise
 
 
 def _bench(graph: GraphModel, source: Any, folder: Path, data: Dataset, metric: Any, target: Target, confidence: float,
@@ -212,8 +222,10 @@ def _explained(outcome: Outcome, bench: Bench, search: _Search) -> Outcome:
         found = search.find_damage(trial.recipe.steps[0])
         blame = sentences(found, {layer.name: layer.op for layer in bench.inventory.layers})
     made = load(search.workshop.model_of(trial).parent)
-    layers = layer_reports(bench.original, made, search.workshop.calibration, bench.feeds, bench.target, search.damage)
-    return replace(outcome, layers=layers, blame=blame)
+    folded, threads = bench.original.folded(), bench.target.threads
+    before, after = (kernels_of(each, bench.feeds, threads) for each in (folded, made)) if bench.target.here else ((), ())
+    layers = layer_reports(folded, made, search.workshop.calibration, (before, after), search.damage)
+    return replace(outcome, layers=layers, operators=operator_reports(before, after), blame=blame)
 
 
 def _written(outcome: Outcome, folder: Path) -> Outcome:
@@ -225,6 +237,8 @@ def _written(outcome: Outcome, folder: Path) -> Outcome:
             model.save(best / MODEL_NAME)
             write_file(best / "whet.json", trial.artifact.to_json())
         write_file(folder / "recipe.toml", trial.recipe.to_text())
+        shipped = tuple(replace(each, path=f"best/{MODEL_NAME}") if each is trial else each for each in outcome.trials)
+        outcome = replace(outcome, trials=shipped)
     else:
         _take_away(folder)
     write_report(outcome, folder)

@@ -55,29 +55,32 @@ def other_ideas(found: Inventory, target: Target, goal: str) -> tuple[Idea, ...]
     return tuple(ideas)
 
 
-def faster_in_float(before_us: Mapping[str, float], after_us: Mapping[str, float], weighted: Sequence[str], *, most: int = 3) -> tuple[Idea, ...]:
+def faster_in_float(before_us: Mapping[str, float], after_us: Mapping[str, float], weighted: Sequence[str], *,
+                    most: int = 3) -> tuple[Idea, ...]:
     """Integer recipes that leave in float the layers that became slower, worst first: one idea with one layer, one with two, ...
 
     before_us, after_us: time of each layer in float and in integers. weighted: the layers that may stay in float.
     """
     losses = {name: after_us[name] - before_us[name] for name in weighted if name in before_us and name in after_us}
     losers = sorted((name for name, loss in losses.items() if loss > 0.1 * before_us[name]), key=lambda name: -losses[name])[:most]
-    return tuple(one_step("static", f"int8, {_named(losers[:count])} in float", exclude=losers[:count]) for count in range(1, len(losers) + 1))
+    return tuple(one_step("static", f"int8, {_named(losers[:count])} in float", exclude=losers[:count])
+                 for count in range(1, len(losers) + 1))
 
 
 def gentler(damage: Mapping[str, float], exclude: Sequence[str] = (), options: Mapping[str, Any] | None = None) -> tuple[Idea, ...]:
     """Integer recipes that leave the most damaging layers in float: the worst one, two and four."""
     worst = [name for name in sorted(damage, key=lambda name: -damage[name]) if name not in exclude]
     counts = [count for count in (1, 2, 4) if count < len(damage)]
-    return tuple(one_step("static", f"int8, {_named(worst[:count])} in float for accuracy", exclude=(*exclude, *worst[:count]), **(options or {}))
-                 for count in counts)
+    return tuple(one_step("static", f"int8, {_named(worst[:count])} in float for accuracy", exclude=(*exclude, *worst[:count]),
+                          **(options or {})) for count in counts)
 
 
 def _dynamic(found: Inventory, target: Target) -> Idea:
     idea = one_step("dynamic", "dynamic int8")
     share = _share(found, ("MatMul", "Gemm", "LSTM", "GRU"))
     if share < WORTHWHILE_SHARE:
-        return Idea(idea.name, idea.recipe, f"matrix products are {share:.1%} of the model's arithmetic, and dynamic convolutions are slower than float")
+        return Idea(idea.name, idea.recipe, f"matrix products are {share:.1%} of the model's arithmetic, "
+                    "and a dynamic convolution is slower than a float one")
     slow = [op for op in ("MatMul", "Gemm") if (speed := target.speed("dynamic", op)) and speed.ratio < 1]
     return Idea(idea.name, idea.recipe, f"slower than float on {target.name}" if slow else "")
 

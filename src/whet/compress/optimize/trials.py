@@ -53,8 +53,9 @@ class Workshop:
     def key(self, recipe: Recipe) -> str:
         """16 hex digits of everything that the trial's figures depend on."""
         bench = self.bench
+        machine = describe()
         parts = [code_version(), self.parent_id, recipe.to_plain().get("step"), bench.target.digest, self.calibration.content_hash,
-                 bench.data.content_hash, str(bench.metric), bench.confidence, bench.seconds, describe().fingerprint, describe().onnxruntime]
+                 bench.data.content_hash, str(bench.metric), bench.confidence, bench.seconds, machine.fingerprint, machine.onnxruntime]
         return digest(parts)[:16]
 
     def model_of(self, trial: Trial) -> Path:

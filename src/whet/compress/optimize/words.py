@@ -42,7 +42,8 @@ def notes(target: Target, trials: Sequence[Trial], late: bool) -> tuple[str, ...
     """What a reader of the report must know."""
     found = []
     if not target.here:
-        found.append(f"{target.name} is not this machine: quality and size were measured here, latency, memory and energy are estimates from its table")
+        found.append(f"{target.name} is not this machine: quality and size were measured here, "
+                     "latency and memory are estimates from its table")
     if late:
         found.append("the time budget ended the search before everything was tried")
     if any(trial.status == "failed" for trial in trials):

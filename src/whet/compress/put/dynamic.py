@@ -23,7 +23,8 @@ def put_dynamic(node: ir.Node, weights: dict[Slot, Quantised], editor: Editor) -
 def _put_product(node: ir.Node, slot: Slot, weight: Quantised, editor: Editor) -> None:
     """x -> DynamicQuantizeLinear -> MatMulInteger | ConvInteger -> Cast -> * (s_x s_w) -> + bias."""
     x, stored = node.inputs[0], node.inputs[slot.index]
-    assert x is not None and stored is not None
+    assert x is not None
+    assert stored is not None
     codes, grid = stored_codes(weight, tuple(array(stored).shape), slot)
     if node.op_type == "Gemm" and slot.axis == 0:  # MatMulInteger knows no transB
         codes = np.ascontiguousarray(codes.T)
@@ -32,7 +33,8 @@ def _put_product(node: ir.Node, slot: Slot, weight: Quantised, editor: Editor) -
     quantised, scale_x, zero_x = _quantise_dynamically(x, editor)
     convolution = node.op_type == "Conv"
     if convolution:  # onnxruntime's ConvInteger is fast with uint8 weights only: same grid, codes moved up by 128
-        inputs = [quantised, editor.constant((codes.astype(np.int16) + 128).astype(np.uint8)), zero_x, editor.constant(np.uint8(128))]
+        moved = (codes.astype(np.int16) + 128).astype(np.uint8)
+        inputs = [quantised, editor.constant(moved), zero_x, editor.constant(np.array(128, np.uint8))]
     else:
         inputs = [quantised, editor.constant(codes), zero_x, editor.constant(np.zeros((), np.int8))]
     attributes = dict(node.attributes) if convolution else {}

@@ -63,8 +63,9 @@ def _through_movers(graph: ir.Graph, grids: dict[ir.Value, Grid], found: Mapping
     outputs = {site.output for site in found.values()}
     for node in reversed(movers):
         before, after = node.inputs[0], node.outputs[0]
-        alone = before is not None and before not in grids and len(list(before.uses())) == 1 and before not in outputs
-        if alone and after in grids and node.op_type in REARRANGERS:
+        if before is None or before in grids or before in outputs or len(list(before.uses())) > 1:
+            continue
+        if after in grids and node.op_type in REARRANGERS:
             grids[before] = grids[after]
     for node in movers:
         before = node.inputs[0]
@@ -116,10 +117,9 @@ def _put_constants(site: Site, change: Change, grids: Mapping[ir.Value, Grid], t
         _put_weight(node, change.weight, grids[site.tensors[0]], editor)
         return
     for index, value in enumerate(node.inputs):  # Add, Mul and Where want constants on a grid of the activations' type
-        if value is not None and constant(node, index) is not None and not (node.op_type == "Where" and index == 0):
-            if array(value).dtype == np.float32:
-                like = grids[site.tensors[0]]
-                node.replace_input_with(index, _constant_on_grid(array(value), like, editor))
+        condition = node.op_type == "Where" and index == 0
+        if value is not None and constant(node, index) is not None and not condition and array(value).dtype == np.float32:
+            node.replace_input_with(index, _constant_on_grid(array(value), grids[site.tensors[0]], editor))
 
 
 def _put_weight(node: ir.Node, weight: Quantised, input_grid: Grid, editor: Editor) -> None:
@@ -141,7 +141,7 @@ def _fit_bias(weight: Quantised, rows: Array, input_scale: float, bias: Array) -
     """The weight with the scales that its bias needs: coarser where that would overflow int32, finer where all weights are 0."""
     grid = weight.grid
     bounds = bias if grid.axis is not None else np.abs(bias).max(initial=0.0)
-    dead = ~weight.codes.any(axis=1 if grid.axis is not None else None)
+    dead = np.asarray(~weight.codes.any(axis=1 if grid.axis is not None else None))
     scale = scale_for_bias(grid.scale, input_scale, np.asarray(bounds, np.float32), dead)
     if np.array_equal(scale, grid.scale):
         return weight
@@ -156,7 +156,8 @@ def _fit_bias(weight: Quantised, rows: Array, input_scale: float, bias: Array) -
 def _bias(numbers: Array, scale: Array, editor: Editor) -> ir.Value:
     """int32 codes -> DequantizeLinear; zero point 0 is the default and is left out."""
     attributes = {"axis": 0} if scale.ndim else {}
-    return editor.node("DequantizeLinear", [editor.constant(numbers), editor.constant(scale)], attributes=attributes, dtype=ir.DataType.FLOAT)
+    inputs = [editor.constant(numbers), editor.constant(scale)]
+    return editor.node("DequantizeLinear", inputs, attributes=attributes, dtype=ir.DataType.FLOAT)
 
 
 def _constant_on_grid(numbers: Array, like: Grid, editor: Editor) -> ir.Value:

@@ -41,7 +41,7 @@ def _rescaled(codes: Array, grid: Grid, editor: Editor) -> ir.Value:
     """codes -> Cast -> (- zero point) -> (* scale): what DequantizeLinear computes, in operators that every runtime folds at load.
 
     onnxruntime keeps DequantizeLinear for its integer kernels: it would dequantise at every run (slower than float), or put
-    MatMulNBits with int8 activations in its place without a word (docs/decisions/0004).
+    MatMulNBits with int8 activations in its place without a word (docs/decisions/0006).
     """
     shape, axis = codes.shape, grid.axis
     scale, zero = grid.scale, grid.zero_point.astype(np.float32)
@@ -78,7 +78,7 @@ def stored_codes(weight: Quantised, shape: tuple[int, ...], slot: Slot) -> tuple
     axis = slot.axis % len(shape)
     codes = as_stored(weight.codes, shape, slot)
     if grid.block:  # blocks run along the other axis of a matrix
-        scale, zero = (part if axis == 0 else np.ascontiguousarray(part.T) for part in (grid.scale, grid.zero_point))
+        scale, zero = (grid.scale, grid.zero_point) if axis == 0 else (grid.scale.T, grid.zero_point.T)
         return codes, Grid(grid.bits, grid.signed, scale, zero, 1 - axis, grid.block)
     return codes, Grid(grid.bits, grid.signed, grid.scale, grid.zero_point, None if grid.axis is None else axis)
 
@@ -109,7 +109,9 @@ def _pack(codes: Array, bits: int) -> Array:
 
 def _can_pack(node: ir.Node) -> bool:
     weight = node.inputs[1]
-    return weight is not None and weight.const_value is not None and len(weight.const_value.shape) == 2 and not int_attribute(node, "transA", 0)
+    if weight is None or weight.const_value is None or int_attribute(node, "transA", 0):
+        return False
+    return len(weight.const_value.shape) == 2
 
 
 def _put_packed(node: ir.Node, weight: Quantised, accuracy_level: int, editor: Editor) -> None:

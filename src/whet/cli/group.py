@@ -6,6 +6,7 @@ with Ctrl-C. Nothing but --verbose shows a traceback.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import shlex
 import traceback
@@ -19,6 +20,9 @@ from whet.core.errors import WhetError
 
 COMMANDS = ("inspect", "profile", "plan", "apply", "compare", "optimize", "export", "report", "targets", "techniques")
 _TYPED, _VERBOSE = "whet.typed", "whet.verbose"
+# What the system says of a path that the user gave, where the library did not say it first.
+_OF_THE_PLACE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+                           errno.ELOOP, errno.ENOSPC, errno.EDQUOT})  # fmt: skip
 
 
 class Whet(click.Group):
@@ -49,9 +53,13 @@ class Whet(click.Group):
             raise Ending(str(error), REFUSED) from error
         except KeyboardInterrupt as error:
             raise Ending("stopped; nothing was written", STOPPED) from error
+        except OSError as error:
+            if error.errno not in _OF_THE_PLACE:
+                raise _failed(ctx, error) from error
+            _show_traceback(ctx)
+            raise Ending(f"{error.filename or 'the disk'}: {(error.strerror or str(error)).lower()}. choose another place", REFUSED) from error
         except Exception as error:
-            hint = "" if _show_traceback(ctx) else " (this is a fault of Whet's; --verbose shows where)"
-            raise Ending(f"failed: {type(error).__name__}: {error}{hint}", FAILED) from error
+            raise _failed(ctx, error) from error
 
 
 def typed(ctx: click.Context) -> str:
@@ -64,13 +72,18 @@ def set_verbose(ctx: click.Context) -> None:
     ctx.meta[_VERBOSE] = True
 
 
+def _failed(ctx: click.Context, error: Exception) -> Ending:
+    hint = "" if _show_traceback(ctx) else " (this is a fault of Whet's; --verbose shows where)"
+    return Ending(f"failed: {type(error).__name__}: {error}{hint}", FAILED)
+
+
 def _show_traceback(ctx: click.Context) -> bool:
     if ctx.meta.get(_VERBOSE):
         click.echo(traceback.format_exc(), err=True, nl=False)
     return bool(ctx.meta.get(_VERBOSE))
 
 
-@click.group(cls=Whet, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Whet, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="whet", message="%(prog)s %(version)s")
 def main() -> None:
     """Make a trained model fit an edge device, and prove that it still does its job.

@@ -43,10 +43,11 @@ def inspect(model: Any, *, example_inputs: Any = None, input_shapes: Mapping[str
 
     example_inputs: for PyTorch, as in ``whet.load``. input_shapes: whole shapes by name of input, where the model leaves sizes open.
     """
-    from whet.compress.artifacts import load
+    from whet.compress.artifacts import load, source_file
 
     graph = load(model, example_inputs=example_inputs)
-    file_bytes = None if graph.is_large else len(graph.content)
+    file = source_file(model)
+    file_bytes = file.stat().st_size if file else None if graph.is_large else len(graph.content)
     return inventory(graph.ir, file_bytes=file_bytes, input_shapes=input_shapes)
 
 

@@ -1,4 +1,4 @@
-"""Looking at one model: what is inside, and how it does on this machine."""
+"""``measure``: how a model does on this machine."""
 
 from __future__ import annotations
 
@@ -15,16 +15,6 @@ from whet.compress.inspect import inventory
 from whet.core.inventory import Inventory
 from whet.device.machine_limits import machine_limits
 from whet.device.profile import Profile, profile
-
-
-def inspect(model: Any, *, example_inputs: Any = None) -> Inventory:
-    """The layers of a model with their parameters, MACs and bytes, and its peak of activations, for one sample.
-
-    model: whatever ``whet.load`` takes.
-    """
-    graph = load(model, example_inputs=example_inputs)
-    file = source_file(model)
-    return inventory(graph.ir, file_bytes=file.stat().st_size if file else None)
 
 
 def measure(model: Any, *, data: Any = None, threads: int | None = None, seconds: float = 2.0, example_inputs: Any = None) -> Profile:

@@ -9,7 +9,7 @@ from typing import Any
 from whet.compress import estimate
 from whet.compress.artifacts import load
 from whet.compress.graph import GraphModel
-from whet.compress.measure import inspect
+from whet.compress.inspect import inspect
 from whet.compress.put.sites import sites
 from whet.compress.recipes import as_recipe, as_target
 from whet.compress.technique import Foresight, technique

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import pkgutil
 import re
 import typing
@@ -31,16 +32,20 @@ NEEDS = ("nothing", "calibration", "labels", "training")
 
 @dataclass(frozen=True)
 class Search:
-    """The values that an option may be tried with; ``optimize`` searches them, the tests walk them. ``only``: no others exist."""
+    """The values that an option may be tried with; ``optimize`` searches them, the tests walk them.
+
+    only: no others exist. least, most: where others do, what they must lie between (both included).
+    """
 
     values: tuple[Any, ...]
     help: str = ""
     only: bool = True
+    least: float = -math.inf
+    most: float = math.inf
 
-    def __init__(self, *values: Any, help: str = "", only: bool = True) -> None:
-        object.__setattr__(self, "values", values)
-        object.__setattr__(self, "help", help)
-        object.__setattr__(self, "only", only)
+    def __init__(self, *values: Any, help: str = "", only: bool = True, least: float = -math.inf, most: float = math.inf) -> None:
+        for name, value in (("values", values), ("help", help), ("only", only), ("least", least), ("most", most)):
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,4 +177,6 @@ def _checked_value(technique_name: str, option: Option, value: Any) -> Any:
         raise Refused(asked, found=f"a {type(value).__name__} where a {option.kind.__name__} is needed")
     if option.search.only and value not in option.search.values:
         raise Refused(asked, do=f"use one of: {', '.join(map(str, option.search.values))}")
+    if option.kind in (int, float) and not option.search.least <= value <= option.search.most:
+        raise Refused(asked, do=f"use a number from {option.search.least:g} to {option.search.most:g}")
     return value

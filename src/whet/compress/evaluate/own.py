@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,7 +25,7 @@ RESAMPLES = 200  # each is two calls of a Python function that may take its time
 def own_metric(function: Function, name: str) -> Metric:
     """The metric of a function. Higher is better unless the function has the attribute ``direction = "lower"``."""
     direction: Direction = "lower" if getattr(function, "direction", "higher") == "lower" else "higher"
-    return Metric(name, direction, lambda case: _score(function, name, case))
+    return Metric(name, direction, partial(_score, function, name))
 
 
 def load_function(place: str) -> Function:

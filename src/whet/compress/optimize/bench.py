@@ -10,7 +10,8 @@ from whet.compress import estimate
 from whet.compress.data.dataset import Array, Dataset
 from whet.compress.evaluate import Comparison, Metric, compare_outputs
 from whet.compress.graph import GraphModel
-from whet.compress.measure import inspect, macs_by_dtype
+from whet.compress.inspect import inspect
+from whet.compress.measure import macs_by_dtype
 from whet.compress.runtime import outputs_of
 from whet.core.inventory import Inventory
 from whet.core.measurement import Measurement
@@ -33,7 +34,7 @@ class Bench:
     path: Path
     inventory: Inventory
     data: Dataset
-    metric: str | Metric
+    metric: Metric
     target: Target
     outputs: Mapping[str, Array]
     feeds: Mapping[str, Array]

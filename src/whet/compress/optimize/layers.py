@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from whet.compress.data.dataset import Dataset
 from whet.compress.graph import GraphModel
-from whet.compress.measure import inspect
+from whet.compress.inspect import inspect
 from whet.compress.optimize.kernels import layer_times
 from whet.compress.runtime import exposed, opened
 from whet.core.errors import WhetError

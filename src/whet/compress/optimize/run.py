@@ -13,9 +13,9 @@ from typing import Any
 
 from whet.compress.artifacts import MODEL_NAME, load, original_artifact, source_file, tool_versions, write_artifact
 from whet.compress.data import Dataset, check_overlap, load_data, split
-from whet.compress.evaluate import DEFAULT_FIDELITY, fidelity_quantity
+from whet.compress.evaluate import DEFAULT_FIDELITY, Metric, fidelity_quantity, find_metric
 from whet.compress.graph import GraphModel
-from whet.compress.measure import inspect
+from whet.compress.inspect import inspect
 from whet.compress.optimize import words
 from whet.compress.optimize.bench import Bench
 from whet.compress.optimize.blame import damage, sentences
@@ -38,8 +38,9 @@ from whet.device.files import new_folder, write_file
 from whet.device.machine import describe, stamp
 
 ORIGINAL = "original"
-# Where no limit of the drop is given: one point of accuracy and the like; fidelity has its own (docs/metrics.md).
+# Where no limit of the drop is given; fidelity has its own (docs/metrics.md).
 DEFAULT_DROP = 0.01
+SHARES = frozenset({"accuracy", "f1", "auc", "flips"})  # metrics from 0 to 1, beside the top-k ones
 CALIBRATION_SAMPLES = 300
 
 
@@ -63,11 +64,11 @@ def optimize(model: Any, *, data: Any, out: str | os.PathLike[str], calibration:
     limits = Limits(max_drop, max_latency_ms, max_size_bytes, max_memory_bytes)
     graph, place = load(model, example_inputs=example_inputs), as_target(target)
     evaluation, calibrating, notes = _data(graph, data, calibration, seed)
-    chosen = metric or ("accuracy" if evaluation.labels is not None else "fidelity")
+    chosen = find_metric(metric or ("accuracy" if evaluation.labels is not None else "fidelity"))
     with _folder(Path(out)) as folder:
         bench, parent_id = _bench(graph, model, folder, evaluation, chosen, place, confidence, seconds)
         first = _original_trial(bench, parent_id)
-        default = DEFAULT_DROP if chosen != "fidelity" else DEFAULT_FIDELITY[fidelity_quantity(bench.outputs)]
+        default = _default_drop(chosen, bench, first)
         values = {name: found.value for name, found in first.measurements.items() if found.value is not None}
         gates = gates_for(minimize, limits, place, values, default)
         first = replace(first, verdict=judge(gates, first.measurements))
@@ -75,7 +76,7 @@ def optimize(model: Any, *, data: Any, out: str | os.PathLike[str], calibration:
         trials = with_front((first, *search.run()))
         best = winner(trials, minimize, ORIGINAL)
         outcome = Outcome(
-            graph.origin, place.name, minimize, str(chosen), gates, trials, best, words.headline(trials, best, minimize, evaluation),
+            graph.origin, place.name, minimize, chosen.name, gates, trials, best, words.headline(trials, best, minimize, evaluation),
             closest="" if best else closest(trials, ORIGINAL), data=_described(evaluation, calibrating), machine=describe().to_plain(),
             tools=tool_versions(), command=command, notes=(*notes, *words.notes(place, trials, search.late)), began=at,
         )
@@ -205,6 +206,18 @@ def _bench(graph: GraphModel, source: Any, folder: Path, data: Dataset, metric: 
 def _original_trial(bench: Bench, parent_id: str) -> Trial:
     measured = bench.measure(bench.original, bench.path, {})
     return Trial(ORIGINAL, Recipe(), measurements={name: replace(found, artifact=parent_id) for name, found in measured.items()})
+
+
+def _default_drop(metric: Metric, bench: Bench, original: Trial) -> float:
+    """The limit of the drop where none was given: one point of a share, 1 % of any other metric's value, and fidelity's own."""
+    if metric.name == "fidelity":
+        return DEFAULT_FIDELITY[fidelity_quantity(bench.outputs)]
+    if metric.name in SHARES or metric.name.startswith("top"):
+        return DEFAULT_DROP
+    found = original.measurements.get(metric.name)
+    if found is None or not found.value:
+        raise Refused(f"take a default limit for the drop of {metric.name}", found="the original's value is 0 or not known", do="give --max-drop")
+    return DEFAULT_DROP * abs(found.value)
 
 
 def _described(evaluation: Dataset, calibration: Dataset) -> dict[str, Any]:

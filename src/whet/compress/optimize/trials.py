@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
 
@@ -12,6 +13,7 @@ import whet
 from whet.compress.apply import apply_recipe
 from whet.compress.artifacts import MODEL_NAME, load, write_artifact
 from whet.compress.data.dataset import Dataset
+from whet.compress.evaluate import Metric
 from whet.compress.optimize.bench import Bench
 from whet.compress.optimize.search import Idea
 from whet.compress.plan import techniques_of
@@ -55,7 +57,7 @@ class Workshop:
         bench = self.bench
         machine = describe()
         parts = [code_version(), self.parent_id, recipe.to_plain().get("step"), bench.target.digest, self.calibration.content_hash,
-                 bench.data.content_hash, str(bench.metric), bench.confidence, bench.seconds, machine.fingerprint, machine.onnxruntime]
+                 bench.data.content_hash, metric_key(bench.metric), bench.confidence, bench.seconds, machine.fingerprint, machine.onnxruntime]
         return digest(parts)[:16]
 
     def model_of(self, trial: Trial) -> Path:
@@ -76,6 +78,16 @@ class Workshop:
                           seconds=round(seconds, 3))
             write_file(beside / TRIAL_NAME, trial.to_json())
         return trial
+
+
+def metric_key(metric: Metric) -> str:
+    """What tells one metric from another: its name, and the source of a function of the user's."""
+    if not isinstance(metric.score, partial):
+        return metric.name
+    try:
+        return f"{metric.name} {hashlib.sha256(inspect.getsource(metric.score.args[0]).encode()).hexdigest()}"
+    except (OSError, TypeError):  # a function that was typed in, or is written in C
+        return metric.name
 
 
 @cache

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import whet
@@ -65,10 +65,11 @@ def _head(seconds: float) -> str:
     machine = describe()
     return f"""# Post-training quantisation beside onnxruntime's
 
-Made by `{COMMAND}`{"" if seconds == 2.0 else f" --seconds {seconds:g}"} on {machine.cpu}, {machine.cores} cores, onnxruntime {machine.onnxruntime}.
-Drop: accuracy of the float model less that of the quantised one, in points, on the same samples, with its 90 % interval (Tango). Speed: time of
-the float model / time of this one (above 1 is faster), batch 1, {machine.cores} threads, all models of a table interleaved in one run, with its 95 % interval. Time and
-memory: of the quantising alone, in a process of its own; memory is what its peak added to the imported libraries.
+Made by `{COMMAND}`{"" if seconds == 2.0 else f" --seconds {seconds:g}"} on {machine.cpu}, {machine.cores} cores,
+onnxruntime {machine.onnxruntime}. Drop: accuracy of the float model less that of the quantised one, in points, on the same
+samples, with its 90 % interval (Tango). Speed: time of the float model / time of this one (above 1 is faster), batch 1,
+{machine.cores} threads, all models of a table interleaved in one run, with its 95 % interval. Time and memory: of the quantising
+alone, in a process of its own; memory is what its peak added to the imported libraries.
 `whet optimize` tries several candidates, so its time is that of the whole search with all its measuring.
 """
 
@@ -77,7 +78,7 @@ def _section(name: str, seconds: float) -> str:
     with tempfile.TemporaryDirectory() as folder:
         made, costs = _made(name, Path(folder))
         rows = _rows(name, made, costs, seconds)
-    table = "\n".join(f"| {row.way} | {row.accuracy} | {row.drop} | {row.speed} | {row.size} | {row.seconds} | {row.memory} |" for row in rows)
+    table = "\n".join(f"| {' | '.join(astuple(row))} |" for row in rows)
     return (f"## {name}\n\n| way | accuracy | drop, points | speed | size, kB | time, s | memory, MB |\n"
             f"|---|---|---|---|---|---|---|\n{table}\n")
 
@@ -127,13 +128,14 @@ def _rows(name: str, made: dict[str, Path], costs: dict[str, dict[str, float] | 
         spent = cost if isinstance(cost, dict) else {}
         memory = f"{(spent['peak_bytes'] - spent['before_bytes']) / 1e6:.0f}" if "peak_bytes" in spent else "-"
         size = paths[way].stat().st_size
-        rows.append(Row(way, f"{quality.candidate.value:.4f}", _points(quality.drop) if way != "float" else "-", _speed(times[way].ratio), f"{size / 1e3:.1f}",
-                        f"{spent['seconds']:.2f}" if "seconds" in spent else "-", memory))
+        rows.append(Row(way, f"{quality.candidate.value:.4f}", _points(quality.drop) if way != "float" else "-",
+                        _speed(times[way].ratio), f"{size / 1e3:.1f}", f"{spent['seconds']:.2f}" if "seconds" in spent else "-", memory))
     return rows
 
 
 def _points(drop: Measurement) -> str:
-    assert drop.value is not None and drop.interval is not None
+    assert drop.value is not None
+    assert drop.interval is not None
     return f"{100 * drop.value:+.2f} [{100 * drop.interval.low:+.2f}, {100 * drop.interval.high:+.2f}]"
 
 

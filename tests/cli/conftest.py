@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
+from whet.device.machine import usable_cores
 from whet.device.machine_limits import MachineLimits
 
 CLASSES, SIDE = 10, 8
@@ -48,7 +49,7 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     for name, count in (("train", 600), ("eval", 400), ("calib", 60)):
         labels = generator.integers(0, CLASSES, count)
         sets[name] = patterns[labels] + 0.3 * generator.standard_normal((count, 1, SIDE, SIDE), dtype=np.float32), labels
-    weights = [generator.standard_normal((16, 1, 3, 3)).astype(np.float32) / 3, generator.standard_normal((64, 1024)).astype(np.float32) / 32]
+    weights = [generator.standard_normal(shape, dtype=np.float32) / np.float32(scale) for shape, scale in (((16, 1, 3, 3), 3), ((64, 1024), 32))]
     hidden = _hidden(sets["train"][0], *weights)
     answers = np.linalg.lstsq(np.c_[hidden, np.ones(len(hidden))], np.eye(CLASSES)[sets["train"][1]], rcond=None)[0].astype(np.float32)
     onnx.save(_model([*weights, answers[:-1].T.copy(), answers[-1]]), found.model)
@@ -76,16 +77,20 @@ def _model(weights: list[np.ndarray]) -> onnx.ModelProto:
     ]
     shapes = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 1, SIDE, SIDE]),
               helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", CLASSES])]  # fmt: skip
-    graph = helper.make_graph(nodes, "g", shapes[:1], shapes[1:], [numpy_helper.from_array(each, f"W{at}") for at, each in enumerate(weights)])
+    stored = [numpy_helper.from_array(each, f"W{at}") for at, each in enumerate(weights)]
+    graph = helper.make_graph(nodes, "g", shapes[:1], shapes[1:], stored)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
 @pytest.fixture
 def whet(monkeypatch: pytest.MonkeyPatch) -> Whet:
     """The command, in this process; on a machine whose limits are known, for measuring them takes seconds."""
-    limits = MachineLimits(5e10, 2e11, 3e10, threads=1, fingerprint="f", device="d", onnxruntime="o", at="2026-11-01T00:00:00Z")
-    monkeypatch.setattr("whet.device.machine_limits.machine_limits", lambda **_: limits)
-    monkeypatch.setattr("whet.compress.measure.machine_limits", lambda **_: limits)
+
+    def limits(*, threads: int | None = None) -> MachineLimits:
+        return MachineLimits(5e10, 2e11, 3e10, threads or usable_cores(), "f", "d", onnxruntime="o", at="2026-11-01T00:00:00Z")
+
+    monkeypatch.setattr("whet.device.machine_limits.machine_limits", limits)
+    monkeypatch.setattr("whet.compress.measure.machine_limits", limits)
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(*words: object) -> Result:
@@ -102,7 +107,8 @@ def optimised(task: Task, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from whet.cli import main
 
     out = tmp_path_factory.mktemp("optimised") / "out"
-    words = ["optimize", task.model, "--data", task.data, "--calibration", task.calibration, "--target", "pi5", "--minimize", "size", "-o", out]
-    done = CliRunner().invoke(main, [*map(str, words), "--max-drop", "5%", "--quiet"])
+    words = ["optimize", task.model, "--data", task.data, "--calibration", task.calibration, "--target", "pi5", "--minimize", "size",
+             "--max-drop", "5%", "--quiet", "-o", out]  # fmt: skip
+    done = CliRunner().invoke(main, [*map(str, words)])
     assert done.exit_code == 0, done.output
     return out

@@ -221,7 +221,7 @@ def test_without_calibration_it_is_split_off_and_said(files: dict[str, Path], tm
 def test_an_overlap_of_calibration_and_evaluation_is_refused(files: dict[str, Path], tmp_path: Path) -> None:
     images, labels = digits.data()
     np.savez(files["eval"], image=images[100:400], labels=labels[100:400])
-    with pytest.raises(Refused, match="20 samples|20 of"):
+    with pytest.raises(Refused, match="20 of"):
         optimized(files, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -300,10 +300,10 @@ def test_a_question_that_makes_no_sense_is_refused(files: dict[str, Path], tmp_p
 @pytest.mark.timing
 @pytest.mark.usefixtures("real_time")
 def test_the_whole_way_with_real_time(files: dict[str, Path], tmp_path: Path) -> None:
-    outcome = whet.optimize(files["model"], data=files["eval"], calibration=files["calib"], out=tmp_path / "out", minimize="size", seconds=0.3)
+    outcome = optimized(files, tmp_path / "out", minimize="size")
     best = outcome.trial(outcome.winner)
     assert best is not None
-    assert {"latency_ms", "latency_p95_ms", "latency_ratio", "peak_rss_bytes", "model_rss_bytes", "energy_mj", "size_bytes", "accuracy", "drop",
-            "flips", "kl", "sqnr_db"} <= set(best.measurements)
+    assert {"latency_ms", "latency_p95_ms", "latency_ratio", "peak_rss_bytes", "model_rss_bytes", "energy_mj", "size_bytes",
+            "accuracy", "drop", "flips", "kl", "sqnr_db"} <= set(best.measurements)
     assert all(found.at and found.device and found.method for name, found in best.measurements.items() if name.startswith("latency"))
     assert outcome.operators

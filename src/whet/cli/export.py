@@ -32,7 +32,7 @@ def command(screen: Screen, model: str, weights: str | None, shapes: Sequence[Sh
     from whet.cli.models import model_of
     from whet.compress.report.numbers import BYTES, number
 
-    place = Path(out)
+    place = options.writable(Path(out))
     if place.is_file() and not force:
         raise Ending(f"write {place}: it exists. use --force to replace it", REFUSED)
     with screen.working():

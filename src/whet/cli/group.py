@@ -21,8 +21,10 @@ from whet.core.errors import WhetError
 COMMANDS = ("inspect", "profile", "plan", "apply", "compare", "optimize", "export", "report", "targets", "techniques")
 _TYPED, _VERBOSE = "whet.typed", "whet.verbose"
 # What the system says of a path that the user gave, where the library did not say it first.
-_OF_THE_PLACE = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
-                           errno.ELOOP, errno.ENOSPC, errno.EDQUOT})  # fmt: skip
+_OF_THE_PLACE = frozenset({
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP,
+    errno.ENOSPC, errno.EDQUOT,
+})  # fmt: skip
 
 
 class Whet(click.Group):
@@ -57,7 +59,7 @@ class Whet(click.Group):
             if error.errno not in _OF_THE_PLACE:
                 raise _failed(ctx, error) from error
             _show_traceback(ctx)
-            raise Ending(f"{error.filename or 'the disk'}: {(error.strerror or str(error)).lower()}. choose another place", REFUSED) from error
+            raise Ending(f"{(error.strerror or str(error)).lower()}: {error.filename or 'the disk'}. choose another place", REFUSED) from error
         except Exception as error:
             raise _failed(ctx, error) from error
 

@@ -79,7 +79,7 @@ def _show_layers(screen: Screen, found: Inventory, times: Sequence[LayerTime] | 
     if len(shown) < len(found.layers):
         rest = [layer for at, layer in enumerate(found.layers) if at not in set(shown)]
         left = sum(layer.weight_bytes for layer in rest)
-        screen.remark(f"and {counted(len(rest), 'layer')} with {number(left, BYTES)} of weights (--all shows them)")
+        screen.remark(f"and {counted(len(rest), 'layer')} with {number(left, BYTES) if left else 'no'} weights (--all shows them)")
 
 
 def _weight(layer: Layer) -> str:

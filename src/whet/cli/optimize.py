@@ -94,7 +94,7 @@ def _folder(out: str) -> Path:
     """The output folder, if a ``best`` in it may be replaced."""
     from whet.core.artifact import MANIFEST_NAME
 
-    place = Path(out)
+    place = options.writable(Path(out))
     best = place / "best"
     if best.exists() and not (best / MANIFEST_NAME).is_file():
         raise Ending(f"write {best}: it is there already, and not what Whet wrote. choose another output folder", REFUSED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,18 +67,27 @@ def free_folder(path: str, *, force: bool) -> Path:
     """``path``, if an artifact may be written there. Ends with 2 where it would replace what is not ours, or ours without --force."""
     from whet.core.artifact import MANIFEST_NAME
 
-    folder = Path(path)
-    try:
-        names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    except OSError as error:
-        raise Ending(f"write {folder}: {error.strerror}. choose another output folder", REFUSED) from error
+    folder = writable(Path(path))
     if folder.exists() and not folder.is_dir():
         raise Ending(f"write the folder {folder}: there is a file of that name. choose another output folder", REFUSED)
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
     if names and MANIFEST_NAME not in names:
         raise Ending(f"write the folder {folder}: it holds other things ({names[0]}). choose a new or empty folder", REFUSED)
     if names and not force:
         raise Ending(f"write the folder {folder}: it holds an artifact. use --force to replace it, or choose another folder", REFUSED)
     return folder
+
+
+def writable(path: Path) -> Path:
+    """``path``, if something may be written there, as far as can be told before the work: ends with 2 where it cannot."""
+    above = path.absolute().parent
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        raise Ending(f"write {path}: {above} is a file and not a directory. choose another place", REFUSED)
+    if not os.access(path if path.is_dir() else above, os.W_OK | os.X_OK):
+        raise Ending(f"write {path}: there is no permission to write in {path if path.is_dir() else above}. choose another place", REFUSED)
+    return path
 
 
 def complete_target(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:

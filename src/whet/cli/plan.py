@@ -17,7 +17,7 @@ from whet.cli.words import counted, listed
 if TYPE_CHECKING:
     from whet.core.plan import Plan, PlannedLayer
 
-_TITLES = {"size_bytes": "size of the file", "latency_ratio": "speed, against the original", "working_bytes": "memory of the work",
+_TITLES = {"size_bytes": "size of the file", "latency_ratio": "time, against the original", "working_bytes": "memory of the work",
            "working_s": "time of the work"}  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def _recipe(file: str) -> Any:
 
 
 def _show(screen: Screen, plan: Plan, every: bool) -> None:
-    from whet.compress.report.cells import cell
+    from whet.compress.report.cells import ESTIMATE, cell
     from whet.compress.report.numbers import BYTES, duration, number
     from whet.compress.report.quantities import kind_of
 
@@ -82,7 +82,7 @@ def _show(screen: Screen, plan: Plan, every: bool) -> None:
     facts = {"weights": f"{number(plan.bytes_before, BYTES)} -> {number(plan.bytes_after, BYTES)}"}
     for cost in plan.costs:
         found = cell(cost, kind_of(cost.name, ""))
-        told = duration(cost.value) if cost.name == "working_s" and cost.value is not None else found.text
+        told = f"{ESTIMATE} {duration(cost.value)}" if cost.name == "working_s" and cost.value is not None else found.text
         facts[_TITLES.get(cost.name, cost.name)] = f"{told} ({found.title})"
     screen.facts(facts)
     for note, layers in _notes(shown).items():

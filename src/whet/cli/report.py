@@ -34,7 +34,7 @@ def command(screen: Screen, source: str, out: str | None) -> None:
         raise Refused(f"read the report {file}", found="there is no such file", do="give the folder that `whet optimize -o` wrote")
     with screen.working():
         outcome = Outcome.from_json(file.read_bytes())
-        place = Path(out) if out else file.with_name(HTML_NAME)
+        place = options.writable(Path(out) if out else file.with_name(HTML_NAME))
         write_file(place, render(outcome))
     if screen.as_json:
         return screen.document({"report": str(place), "winner": outcome.winner, "headline": outcome.headline})

@@ -23,12 +23,14 @@ def collect(model: GraphModel, tensors: Collection[str], data: Dataset, *, histo
         raise Refused("calibrate", found="an empty data set", do="give at least one sample; 100 to 300 are usual")
     fed = [name for name in tensors if name in data.names]
     inner = [name for name in tensors if name not in data.names]
-    found = {name: Statistics(name, histogram) for name in tensors}
+    makers = {value.name: node.name for node in model.ir.graph for value in node.outputs}
+    # Names inside a folded graph are not those of the file, but its layers' names are.
+    found = {name: Statistics(f"{name} of {makers[name]}" if name in makers else name, histogram) for name in tensors}
     with opened(exposed(model, inner), threads=threads) as session, task("calibrating", len(data)) as progress:
         for feeds, size in feed_batches(session, model, data, inner):
-            for name, values in ({**run(session, feeds, inner)} if inner else {}).items():
-                found[name].update(values)
             for name in fed:
                 found[name].update(feeds[name])
+            for name, values in (run(session, feeds, inner) if inner else {}).items():
+                found[name].update(values)
             progress.advance(size)
     return found

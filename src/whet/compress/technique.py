@@ -177,6 +177,6 @@ def _checked_value(technique_name: str, option: Option, value: Any) -> Any:
         raise Refused(asked, found=f"a {type(value).__name__} where a {option.kind.__name__} is needed")
     if option.search.only and value not in option.search.values:
         raise Refused(asked, do=f"use one of: {', '.join(map(str, option.search.values))}")
-    if option.kind in (int, float) and not option.search.least <= value <= option.search.most:
+    if isinstance(value, int | float) and not option.search.least <= value <= option.search.most:
         raise Refused(asked, do=f"use a number from {option.search.least:g} to {option.search.most:g}")
     return value

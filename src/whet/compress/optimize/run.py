@@ -216,7 +216,8 @@ def _default_drop(metric: Metric, bench: Bench, original: Trial) -> float:
         return DEFAULT_DROP
     found = original.measurements.get(metric.name)
     if found is None or not found.value:
-        raise Refused(f"take a default limit for the drop of {metric.name}", found="the original's value is 0 or not known", do="give --max-drop")
+        raise Refused(f"take a default limit for the drop of {metric.name}", found="the original's value is 0 or not known",
+                      do="give --max-drop")
     return DEFAULT_DROP * abs(found.value)
 
 

@@ -57,7 +57,8 @@ class Workshop:
         bench = self.bench
         machine = describe()
         parts = [code_version(), self.parent_id, recipe.to_plain().get("step"), bench.target.digest, self.calibration.content_hash,
-                 bench.data.content_hash, metric_key(bench.metric), bench.confidence, bench.seconds, machine.fingerprint, machine.onnxruntime]
+                 bench.data.content_hash, metric_key(bench.metric), bench.confidence, bench.seconds,
+                 machine.fingerprint, machine.onnxruntime]
         return digest(parts)[:16]
 
     def model_of(self, trial: Trial) -> Path:

@@ -49,7 +49,8 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Task:
     for name, count in (("train", 600), ("eval", 400), ("calib", 60)):
         labels = generator.integers(0, CLASSES, count)
         sets[name] = patterns[labels] + 0.3 * generator.standard_normal((count, 1, SIDE, SIDE), dtype=np.float32), labels
-    weights = [generator.standard_normal(shape, dtype=np.float32) / np.float32(scale) for shape, scale in (((16, 1, 3, 3), 3), ((64, 1024), 32))]
+    sizes = (((16, 1, 3, 3), 3), ((64, 1024), 32))
+    weights = [generator.standard_normal(shape, dtype=np.float32) / np.float32(scale) for shape, scale in sizes]
     hidden = _hidden(sets["train"][0], *weights)
     answers = np.linalg.lstsq(np.c_[hidden, np.ones(len(hidden))], np.eye(CLASSES)[sets["train"][1]], rcond=None)[0].astype(np.float32)
     onnx.save(_model([*weights, answers[:-1].T.copy(), answers[-1]]), found.model)

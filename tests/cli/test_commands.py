@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from tests.cli.conftest import Task, Whet
 
+from whet.core.errors import Refused
 from whet.core.outcome import Outcome
 
 JSON = [
@@ -175,3 +177,26 @@ def test_a_module_of_pytorch_with_weights_and_shapes(whet: Whet, tmp_path: Path,
     missing = whet("inspect", "my_net_for_cli:net")
     assert (missing.exit_code, "example inputs" in missing.stderr) == (2, True)
     assert whet("inspect", "my_net_for_cli:net", "--input-shape", "1,6:complex").exit_code == 2
+
+
+def test_what_is_asked_of_optimize_reaches_it(whet: Whet, task: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def recorded(model: object, **asked: object) -> None:
+        seen.update(asked, model=model)
+        raise Refused("stop here")
+
+    monkeypatch.setattr("whet.optimize", recorded)
+    done = whet("optimize", task.model, "--data", "d.npz", "--calibration", "c.npz", "--metric", "top-5", "--target", "pi5",
+                "--minimize", "energy", "--max-drop", "0.5%", "--max-latency", "1.5s", "--max-size", "1KiB", "--max-memory", "2MB",
+                "--confidence", "99%", "--seconds", "300ms", "--time-budget", "10m", "--threads", "3", "--seed", "7",
+                "-o", tmp_path / "a folder")  # fmt: skip
+    assert done.stderr == "whet: stop here.\n"
+    target = seen.pop("target")
+    assert (target.name, target.threads) == ("pi5", 3)
+    assert seen.pop("command").endswith(f"--seed 7 -o '{tmp_path}/a folder'")
+    assert seen == {
+        "model": str(task.model), "data": "d.npz", "calibration": "c.npz", "metric": "top-5", "minimize": "energy", "max_drop": 0.005,
+        "max_latency_ms": 1500.0, "max_size_bytes": 1024.0, "max_memory_bytes": 2e6, "confidence": 0.99, "seconds": 0.3,
+        "time_budget_s": 600.0, "seed": 7, "out": tmp_path / "a folder",
+    }  # fmt: skip

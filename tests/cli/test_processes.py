@@ -35,7 +35,8 @@ def whet(*words: object, **more: str) -> subprocess.CompletedProcess[str]:
 def test_what_needs_no_model_loads_nothing_heavy(line: str) -> None:
     code = ("import json, sys\nfrom whet.cli import main\ntry:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
             f"print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))")  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", code, *line.split()], capture_output=True, text=True, env=environment(), timeout=60, check=False)
+    words = [sys.executable, "-c", code, *line.split()]
+    done = subprocess.run(words, capture_output=True, text=True, env=environment(), timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == []
 

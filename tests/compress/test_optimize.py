@@ -114,13 +114,26 @@ def test_a_slower_model_may_win_where_size_is_what_counts(files: dict[str, Path]
 
 
 def test_a_limit_that_nothing_meets_names_the_closest_and_the_layers_to_blame(files: dict[str, Path], tmp_path: Path) -> None:
-    outcome = optimized(files, tmp_path / "out", max_drop=0.0)
+    outcome = optimized(files, tmp_path / "out", metric="kl", max_drop=1e-9)
     assert outcome.winner == ""
-    assert "drop at most 0" in outcome.headline
+    assert "drop at most 1e-09" in outcome.headline
     assert outcome.blame
     assert all(name in " ".join(outcome.blame) for name in ("first", "second", "last"))
     assert any(layer.damage is not None for layer in outcome.layers)
     assert any("for accuracy" in trial.name for trial in outcome.trials)
+
+
+@pytest.mark.parametrize(("samples", "limit", "advice"), [(20, 0.01, "about [0-9]+ samples"), (400, 0.0, "above 0")])
+def test_what_no_model_could_prove_is_refused_at_once(samples: int, limit: float, advice: str, tmp_path: Path) -> None:
+    files = digits.write(tmp_path, evaluated=samples)
+    with pytest.raises(Refused, match=advice):
+        optimized(files, tmp_path / "out", max_drop=limit)
+    assert not list((tmp_path / "out" / "trials").glob("*"))
+
+
+def test_as_many_samples_as_were_asked_for_do_prove_it(tmp_path: Path) -> None:
+    files = digits.write(tmp_path, evaluated=280)
+    assert optimized(files, tmp_path / "out", max_drop=0.01).trials[0].passed
 
 
 def test_an_impossible_size_is_refused_with_the_limit(files: dict[str, Path], tmp_path: Path) -> None:

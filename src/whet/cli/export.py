@@ -26,7 +26,8 @@ def command(screen: Screen, model: str, weights: str | None, shapes: Sequence[Sh
 
     \b
     whet export out/best -o small.onnx
-    whet export my_models.resnet:resnet20 --weights resnet20.pt --input-shape 1,3,32,32 -o resnet20.onnx
+    whet export my_models.resnet:resnet20 --weights resnet20.pt \\
+        --input-shape 1,3,32,32 -o resnet20.onnx
     """
     import whet
     from whet.cli.models import model_of

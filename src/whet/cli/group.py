@@ -59,7 +59,8 @@ class Whet(click.Group):
             if error.errno not in _OF_THE_PLACE:
                 raise _failed(ctx, error) from error
             _show_traceback(ctx)
-            raise Ending(f"{(error.strerror or str(error)).lower()}: {error.filename or 'the disk'}. choose another place", REFUSED) from error
+            why = (error.strerror or str(error)).lower()
+            raise Ending(f"{why}: {error.filename or 'the disk'}. choose another place", REFUSED) from error
         except Exception as error:
             raise _failed(ctx, error) from error
 

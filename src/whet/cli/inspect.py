@@ -33,7 +33,8 @@ def command(screen: Screen, model: str, weights: str | None, shapes: Sequence[Sh
 
     \b
     whet inspect model.onnx
-    whet inspect my_models.resnet:resnet20 --weights resnet20.pt --input-shape 1,3,32,32
+    whet inspect my_models.resnet:resnet20 --weights resnet20.pt \\
+        --input-shape 1,3,32,32
     """
     import whet
     from whet.cli.models import model_of
@@ -79,7 +80,7 @@ def _show_layers(screen: Screen, found: Inventory, times: Sequence[LayerTime] | 
     if len(shown) < len(found.layers):
         rest = [layer for at, layer in enumerate(found.layers) if at not in set(shown)]
         left = sum(layer.weight_bytes for layer in rest)
-        screen.remark(f"and {counted(len(rest), 'layer')} with {number(left, BYTES) if left else 'no'} weights (--all shows them)")
+        screen.remark(f"and {counted(len(rest), 'layer')} with {f'{number(left, BYTES)} of' if left else 'no'} weights (--all shows them)")
 
 
 def _weight(layer: Layer) -> str:

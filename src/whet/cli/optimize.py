@@ -96,6 +96,8 @@ def _folder(out: str) -> Path:
 
     place = options.writable(Path(out))
     best = place / "best"
+    if place.exists() and not place.is_dir():
+        raise Ending(f"write the folder {place}: there is a file of that name. choose another output folder", REFUSED)
     if best.exists() and not (best / MANIFEST_NAME).is_file():
         raise Ending(f"write {best}: it is there already, and not what Whet wrote. choose another output folder", REFUSED)
     return place

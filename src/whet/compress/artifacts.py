@@ -54,6 +54,12 @@ def source_file(source: Any) -> Path | None:
     return _inside_artifact(Path(source))[0]
 
 
+def files_of(model: GraphModel, path: Path) -> list[Path]:
+    """The file that the model was read from, and those beside it that hold its weights."""
+    tensors = [value.const_value for value in model.ir.graph.initializers.values()]
+    return sorted({path, *(path.parent / os.fspath(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor))})
+
+
 def write_artifact(model: GraphModel, folder: Path, *, parent: str | None, recipe: Recipe | None = None, target: str = "") -> Artifact:
     """Write the model and its manifest as ``folder``, in one step.
 
@@ -80,7 +86,7 @@ def describe(model: GraphModel, files: tuple[ModelFile, ...], *, parent: str | N
 def original_artifact(model: GraphModel, path: Path | None) -> Artifact:
     """The manifest of a model that Whet did not make: its file where it has one, else the bytes it would be written as."""
     if path is not None and path.is_file():
-        files = [_described(file, path.parent) for file in sorted({path, *_external_files(model, path)})]
+        files = [_described(file, path.parent) for file in files_of(model, path)]
     else:
         content = model.content
         files = [ModelFile(MODEL_NAME, hashlib.sha256(content).hexdigest(), len(content))]
@@ -118,11 +124,6 @@ def _inside_artifact(path: Path) -> tuple[Path, Artifact | None]:
     if not names:
         raise Refused(f"load {path}", found="an artifact without an .onnx file")
     return path / names[0], artifact
-
-
-def _external_files(model: GraphModel, path: Path) -> set[Path]:
-    tensors = [value.const_value for value in model.ir.graph.initializers.values()]
-    return {path.parent / os.fspath(tensor.location) for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
 
 
 def _described(path: Path, folder: Path) -> ModelFile:

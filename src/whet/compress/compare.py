@@ -6,18 +6,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from whet.compress.artifacts import load, source_file
-from whet.compress.data import load_data
+from whet.compress.artifacts import files_of, load, source_file
+from whet.compress.data import Dataset, load_data
 from whet.compress.evaluate import Comparison, compare_outputs
 from whet.compress.graph import GraphModel
-from whet.compress.measure import first_feeds, opened_file
-from whet.compress.runtime import outputs_of
+from whet.compress.measure import opened_file
+from whet.compress.runtime import one_inference, outputs_of
 from whet.core.document import Document
 from whet.core.errors import Refused
 from whet.core.measurement import Measurement
 from whet.device.latency import interleave
 from whet.device.memory import disk_size, memory_use
-from whet.device.session import SPINNING_STOP, open_session
+from whet.device.session import SPINNING_STOP, example_feeds, open_session
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,26 @@ def compare(parent: Any, candidate: Any, *, data: Any = None, metric: str | Call
     if sorted(names[0]) != sorted(names[1]):
         raise Refused("compare two models", found=f"one takes {', '.join(names[0])}, the other {', '.join(names[1])}",
                       do="compare a model with what was made of it")
-    quality = None if data is None else _quality(first, second, data, metric, threads, confidence)
-    costs = _costs((first, parent), (second, candidate), data, threads, seconds)
+    if data is None and metric is not None:
+        raise Refused("compare by a metric", found="no data", do="give data, or leave the metric out to compare costs alone")
+    samples = None if data is None else load_data(data, first.inputs)  # once: an iterable may be used up by reading it
+    quality = None if samples is None else _quality(first, second, samples, metric, threads, confidence)
+    costs = _costs((first, parent), (second, candidate), samples, threads, seconds)
     return SideBySide(*costs, quality=quality)
 
 
-def _quality(first: GraphModel, second: GraphModel, data: Any, metric: str | Callable[..., Any] | None, threads: int | None,
+def _quality(first: GraphModel, second: GraphModel, samples: Dataset, metric: str | Callable[..., Any] | None, threads: int | None,
              confidence: float) -> Comparison:
-    samples = load_data(data, first.inputs)
     expected, found = (outputs_of(model, samples, threads=threads) for model in (first, second))
     chosen = metric or ("accuracy" if samples.labels is not None else "fidelity")
     return compare_outputs(expected, found, samples.labels, chosen, confidence=confidence, data=samples.content_hash)
 
 
-def _costs(first: tuple[GraphModel, Any], second: tuple[GraphModel, Any], data: Any, threads: int | None,
+def _costs(first: tuple[GraphModel, Any], second: tuple[GraphModel, Any], samples: Dataset | None, threads: int | None,
            seconds: float) -> tuple[dict[str, Measurement], dict[str, Measurement]]:
-    from whet.device.session import example_feeds
-
-    feeds = first_feeds(first[0], data) if data is not None else example_feeds(first[0].inputs)
-    with opened_file(first[0], source_file(first[1])) as one, opened_file(second[0], source_file(second[1])) as other:
+    feeds = one_inference(first[0], samples) if samples is not None else example_feeds(first[0].inputs)
+    given = [source_file(source) for _, source in (first, second)]
+    with opened_file(first[0], given[0]) as one, opened_file(second[0], given[1]) as other:
         paths, models = {"parent": one, "candidate": other}, {"parent": first[0], "candidate": second[0]}
         sessions = {name: open_session(path, threads=threads, options={**models[name].session_options, SPINNING_STOP: "1"})
                     for name, path in paths.items()}
@@ -67,6 +68,7 @@ def _costs(first: tuple[GraphModel, Any], second: tuple[GraphModel, Any], data: 
         found = {}
         for name, path in paths.items():
             memory = memory_use(path, feeds=feeds, threads=threads, options=models[name].session_options)
-            every = (*times[name].measurements, *memory, disk_size([path]))
+            files = files_of(models[name], path) if path in given else sorted(path.parent.iterdir())
+            every = (*times[name].measurements, *memory, disk_size(files))
             found[name] = {each.name: replace(each, artifact=models[name].artifact_id) for each in every}
     return found["parent"], found["candidate"]

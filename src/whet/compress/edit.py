@@ -104,11 +104,12 @@ class Editor:
 
 
 def _names(graph: ir.Graph) -> set[str]:
-    values = {value.name for node in graph.all_nodes() for value in node.outputs}
+    """The names of all nodes and values; those of subgraphs too, for they share the scope."""
+    graphs = (graph, *graph.subgraphs())
     nodes = {node.name for node in graph.all_nodes()}
-    # Names of subgraphs share the scope, so theirs are taken too.
-    own = {value.name for value in (*graph.inputs, *graph.initializers.values())}
-    return {name for name in values | nodes | own if name}
+    made = {value.name for node in graph.all_nodes() for value in node.outputs}
+    given = {value.name for each in graphs for value in (*each.inputs, *each.initializers.values())}
+    return {name for name in nodes | made | given if name}
 
 
 def _ir_name(dtype: str) -> str:

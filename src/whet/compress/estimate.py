@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 from whet.compress.technique import Foresight
@@ -10,35 +11,57 @@ from whet.core.inventory import Inventory, Layer
 from whet.core.measurement import Measurement
 from whet.core.target import Target
 
-# Bytes that one QuantizeLinear/DequantizeLinear pair, and one DequantizeLinear of a weight, take in an ONNX file: nodes, names,
-# scale and zero point (measured on the files that Whet writes; tests/compress/test_plan.py holds the estimate to 15 %).
-PAIR_BYTES, WEIGHT_NODE_BYTES = 130, 150
+# Bytes that the operators take which a technique adds for one layer: nodes, names, and constants that are no arrays (measured on the
+# files that Whet writes for ../shared/assets; tests/compress/test_plan.py holds the estimate to 15 %).
+_STATIC, _STATIC_WITHOUT_WEIGHTS, _DYNAMIC, _FLOAT16, _RESCALED, _WITH_ZERO_POINT = 300, 110, 170, 33, 95, 180
 
 
 def weight_bytes(layer: Layer, found: Foresight) -> int:
     """Bytes of a layer's constants once its weights have ``found.bits``: codes, scales, zero points and biases."""
     if not layer.weight_shape or found.bits >= 32:
         return layer.weight_bytes
-    weights = 1
-    for size in layer.weight_shape:
-        weights *= size
-    rest = max(layer.parameters - weights, 0) * 4
+    weights, rows = _weights_and_rows(layer)
     codes = -(-weights * found.bits // 8)
+    rest = max(layer.parameters - weights, 0) * 4
     if found.bits == 16:
         return codes + rest
-    rows = layer.weight_shape[0]
     scales = -(-weights // found.block) if found.block else rows
-    return codes + scales * 5 + rest
+    return codes + scales * _bytes_a_scale(found) + rest
 
 
-def size_measurement(inventory: Inventory, after: Mapping[str, Foresight]) -> Measurement:
-    """"size_bytes" of the model's file."""
-    constants = sum(weight_bytes(layer, after[layer.name]) if layer.name in after else layer.weight_bytes for layer in inventory.layers)
-    structure = max((inventory.file_bytes or inventory.weight_bytes) - inventory.weight_bytes, 0)
-    added = sum(PAIR_BYTES + (WEIGHT_NODE_BYTES if layer.weight_shape else 0) for layer in inventory.layers
-                if layer.name in after and after[layer.name].bits <= 8)
-    return Measurement("size_bytes", float(constants + structure + added), " B", source="estimated",
+def size_measurement(inventory: Inventory, after: Mapping[str, Foresight], bare_bytes: int) -> Measurement:
+    """"size_bytes" of the model's file. bare_bytes: what it would be with its weights as they are, but folded and slimmed."""
+    changed = [(layer, after[layer.name]) for layer in inventory.layers if layer.name in after]
+    saved = sum(layer.weight_bytes - weight_bytes(layer, found) for layer, found in changed)
+    added = sum(_added_bytes(layer, found) for layer, found in changed)
+    return Measurement("size_bytes", float(max(bare_bytes - saved + added, 0)), " B", source="estimated",
                        method="weights at their new width, scales, and the nodes that are added")
+
+
+def _weights_and_rows(layer: Layer) -> tuple[int, int]:
+    """How many weights a layer has, and how many output channels with a scale of their own."""
+    shape = layer.weight_shape
+    weights = math.prod(shape)
+    if layer.op in ("LSTM", "GRU") and len(shape) == 3:  # beside W [directions, gates * hidden, in] there is R [.., .., hidden]
+        hidden = shape[1] // (4 if layer.op == "LSTM" else 3)
+        return weights + shape[0] * shape[1] * hidden, 2 * shape[1]
+    return weights, shape[-1] if layer.op == "MatMul" else shape[1] if layer.op == "ConvTranspose" else shape[0]
+
+
+def _bytes_a_scale(found: Foresight) -> int:
+    if found.activations in ("uint8", "int8"):
+        return 9  # of the weight and of the bias, and a zero point of one byte
+    return 5 if found.block else 8 if found.weights.startswith("u") else 4  # a packed zero point, one in float32, none
+
+
+def _added_bytes(layer: Layer, found: Foresight) -> int:
+    if found.activations in ("uint8", "int8"):
+        return _STATIC if layer.weight_shape else _STATIC_WITHOUT_WEIGHTS
+    if found.bits == 16:
+        return _FLOAT16
+    if "dynamic" in found.activations:
+        return _DYNAMIC
+    return _WITH_ZERO_POINT if found.weights.startswith("u") and not found.block else _RESCALED
 
 
 def latency_measurement(inventory: Inventory, techniques: Mapping[str, str], target: Target) -> Measurement:
@@ -65,7 +88,8 @@ def latency_measurement(inventory: Inventory, techniques: Mapping[str, str], tar
 def latency_ms(inventory: Inventory, kinds: Mapping[str, str], target: Target) -> Measurement:
     """"latency_ms" of one sample by the roofline: each layer takes the longer of its arithmetic and its reading.
 
-    kinds: "int8" for the layers that compute in integers; the others are float32. 0 in the target's table is unknown.
+    kinds: "int8" for the layers that compute in integers; the others are float32. A rate of 0 is unknown: integers then get that of
+    float32, which is too slow, and without that there is no value.
     """
     rates = target.macs_per_s or FrozenMap()
     if not rates.get("float32") or not target.bandwidth_bytes_per_s or not inventory.macs:
@@ -75,13 +99,13 @@ def latency_ms(inventory: Inventory, kinds: Mapping[str, str], target: Target) -
         kind = kinds.get(layer.name, "float32")
         width = 1 if kind == "int8" else 4
         moved = layer.parameters * width + (layer.output_bytes or 0) * width / 4
-        seconds += max((layer.macs or 0) / rates.get(kind, rates["float32"]), moved / target.bandwidth_bytes_per_s)
+        seconds += max((layer.macs or 0) / (rates.get(kind) or rates["float32"]), moved / target.bandwidth_bytes_per_s)
     return Measurement("latency_ms", seconds * 1e3, " ms", source="estimated",
                        method=f"roofline: per layer the longer of MACs / peak rate and bytes / bandwidth of {target.name}; a lower bound")
 
 
 def working_memory(inventory: Inventory, needs_calibration: bool, batch: int) -> Measurement:
-    """"peak_bytes" of doing the work: the model twice, its largest layer, and one calibration batch of all activations."""
+    """"working_bytes" of doing the work: the model three times, its largest layer, and one calibration batch of all activations."""
     largest = max((layer.weight_bytes for layer in inventory.layers), default=0)
     activations = sum(layer.output_bytes or 0 for layer in inventory.layers) * batch if needs_calibration else 0
     return Measurement("working_bytes", float(3 * inventory.weight_bytes + 4 * largest + activations), " B", source="estimated",

@@ -116,9 +116,11 @@ def _plain_gemm(node: ir.Node) -> bool:
 
 
 def _set(node: ir.Node, index: int, numbers: Array | Floats, editor: Editor) -> None:
+    """Put a weight or bias into the node, in the type of the weight that it has (a model may compute in float16)."""
     if index >= len(node.inputs):
         node.resize_inputs(index + 1)
-    node.replace_input_with(index, editor.constant(numbers))
+    kind = node.inputs[1].const_value.dtype  # type: ignore[union-attr]
+    node.replace_input_with(index, editor.constant(numbers.astype(kind.numpy()), kind.numpy().name))
 
 
 def _bypass(node: ir.Node, before: ir.Node, editor: Editor) -> None:

@@ -175,9 +175,11 @@ class GraphModel:
 
 def _plain_layer(node: ir.Node) -> Layer:
     found = slots(node)
-    shapes = [node.inputs[slot.index].const_value.shape for slot in found]  # type: ignore[union-attr]
-    shape = tuple(int(dim) for dim in shapes[0].numpy()) if shapes else ()
-    return Layer(node.name or "", node.op_type, weight_shape=shape, weight_dtype="float32" if found else "")
+    if not found:
+        return Layer(node.name or "", node.op_type)
+    stored = node.inputs[found[0].index].const_value  # type: ignore[union-attr]
+    assert stored is not None
+    return Layer(node.name or "", node.op_type, weight_shape=stored.shape.numpy(), weight_dtype=stored.dtype.numpy().name)
 
 
 def _put_stored(node: ir.Node, found: Mapping[Slot, Change], target: Target, editor: Editor) -> None:

@@ -56,7 +56,7 @@ def resolve(graph: GraphModel, recipe: Recipe, target: Target, found: Inventory,
     layers = tuple(_planned(layer, after.get(layer.name), by.get(layer.name, ""), notes.get(layer.name, ""), layer.name in left)
                    for layer in found.layers)
     calibrated = any(technique(step.technique).needs == "calibration" for step in recipe.steps)
-    costs = _costs(found, after, by, target, calibrated, samples)
+    costs = (estimate.size_measurement(found, after, _bare_bytes(folded, found)), *_costs(found, by, target, calibrated, samples))
     return Plan(graph.origin, recipe, target.name, layers, costs, _warnings(found, by, target))
 
 
@@ -91,13 +91,17 @@ def _planned(layer: Layer, found: Foresight | None, technique_name: str, note: s
                         layer.weight_bytes, estimate.weight_bytes(layer, found), found.note)
 
 
-def _costs(found: Inventory, after: Mapping[str, Foresight], by: Mapping[str, str], target: Target, calibrated: bool,
-           samples: int) -> tuple[Measurement, ...]:
+def _bare_bytes(folded: GraphModel, found: Inventory) -> int:
+    """The size of the model as it would ship with its weights as they are; of a large one, whose structure is nothing, its weights."""
+    return found.weight_bytes if folded.is_large else len(folded.slimmed().content)
+
+
+def _costs(found: Inventory, by: Mapping[str, str], target: Target, calibrated: bool, samples: int) -> tuple[Measurement, ...]:
     from whet.device.machine_limits import machine_limits
 
     rate = machine_limits().float32_macs_per_s
-    return (estimate.size_measurement(found, after), estimate.latency_measurement(found, by, target),
-            estimate.working_memory(found, calibrated, batch=32), estimate.working_seconds(found, samples if calibrated else 0, rate))
+    return (estimate.latency_measurement(found, by, target), estimate.working_memory(found, calibrated, batch=32),
+            estimate.working_seconds(found, samples if calibrated else 0, rate))
 
 
 def _warnings(found: Inventory, by: Mapping[str, str], target: Target) -> tuple[str, ...]:

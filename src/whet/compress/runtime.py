@@ -66,9 +66,18 @@ def feed_batches(session: InferenceSession, model: GraphModel, data: Dataset,
     batch = model.fixed_batch or _fitting(session, data, outputs)
     for feeds in data.batches(batch):
         size = len(feeds[data.names[0]])
-        if size < batch and model.fixed_batch:
-            feeds = {name: np.resize(array, (batch, *array.shape[1:])) if name in data.names else array for name, array in feeds.items()}
-        yield feeds, size
+        yield (_filled(feeds, data.names, batch) if model.fixed_batch else feeds), size
+
+
+def one_inference(model: GraphModel, data: Dataset) -> dict[str, Array]:
+    """The inputs of one inference: the first sample, or the first batch of a graph whose batch is fixed, filled up if need be."""
+    size = model.fixed_batch or 1
+    return _filled(next(iter(data.batches(size))), data.names, size)
+
+
+def _filled(feeds: Mapping[str, Array], names: Collection[str], size: int) -> dict[str, Array]:
+    """The batch with its samples repeated up to ``size``; constant inputs stay as they are."""
+    return {name: np.resize(array, (size, *array.shape[1:])) if name in names else array for name, array in feeds.items()}
 
 
 def outputs_of(model: GraphModel, data: Dataset, *, threads: int | None = None) -> dict[str, Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -68,10 +69,11 @@ def optimize(model: Any, *, data: Any, out: str | os.PathLike[str], calibration:
     with _folder(Path(out)) as folder:
         bench, parent_id = _bench(graph, model, folder, evaluation, chosen, place, confidence, seconds)
         first = _original_trial(bench, parent_id)
-        default = _default_drop(chosen, bench, first)
+        default = _default_drop(chosen, bench, first) if max_drop is None else max_drop
         values = {name: found.value for name, found in first.measurements.items() if found.value is not None}
         gates = gates_for(minimize, limits, place, values, default)
         first = replace(first, verdict=judge(gates, first.measurements))
+        _check_provable(gates[0], first, evaluation)
         search = _Search(Workshop(bench, calibrating, folder / "trials", parent_id), gates, minimize, began, time_budget_s)
         trials = with_front((first, *search.run()))
         best = winner(trials, minimize, ORIGINAL)
@@ -206,6 +208,18 @@ def _bench(graph: GraphModel, source: Any, folder: Path, data: Dataset, metric: 
 def _original_trial(bench: Bench, parent_id: str) -> Trial:
     measured = bench.measure(bench.original, bench.path, {})
     return Trial(ORIGINAL, Recipe(), measurements={name: replace(found, artifact=parent_id) for name, found in measured.items()})
+
+
+def _check_provable(gate: Gate, original: Trial, data: Dataset) -> None:
+    """Refused where not even the original beside itself would be shown to be good enough: no candidate ever could."""
+    drop = original.measurements[gate.measurement]
+    if drop.interval is None or drop.interval.high <= gate.limit:
+        return
+    needed = math.ceil(len(data) * drop.interval.high / gate.limit * 1.05) if gate.limit else None
+    do = f"evaluate on about {needed} samples, or ask for less: a larger --max-drop, or a lower --confidence"
+    raise Refused(f"prove a drop of at most {gate.limit:g} with {len(data)} samples",
+                  found=f"even a model that gives the same answers would only be shown to lose less than {drop.interval.high:.2g}",
+                  do=do if needed else "give a --max-drop above 0; a share of 0 cannot be proven with any number of samples")
 
 
 def _default_drop(metric: Metric, bench: Bench, original: Trial) -> float:

@@ -9,11 +9,14 @@ from whet.compress.edit import Editor
 from whet.compress.grid import Quantised
 from whet.compress.put.storage import stored_codes
 from whet.compress.weights import Slot, array, int_attribute
+from whet.core.errors import Unsupported
 
 
 def put_dynamic(node: ir.Node, weights: dict[Slot, Quantised], editor: Editor) -> None:
     """Replace the node; ``weights`` holds its quantised weights, [out, in] each."""
     if node.op_type == "LSTM":
+        if len(weights) < 2:
+            raise Unsupported(f"quantise {node.name} (LSTM) dynamically", found="one of its two weights is no constant", do="exclude it")
         _put_lstm(node, weights, editor)
     else:
         ((slot, weight),) = weights.items()

@@ -34,7 +34,10 @@ def put_weight(node: ir.Node, slot: Slot, change: Change, target: Target, editor
     old = node.inputs[slot.index]
     assert old is not None
     codes, grid = stored_codes(weight, tuple(array(old).shape), slot)
-    node.replace_input_with(slot.index, _rescaled(codes, grid, editor))
+    value, kind = _rescaled(codes, grid, editor), _dtype(old)
+    if kind != ir.DataType.FLOAT:  # a model that computes in float16 goes on doing so
+        value = editor.node("Cast", [value], attributes={"to": kind.value}, dtype=kind)
+    node.replace_input_with(slot.index, value)
 
 
 def _rescaled(codes: Array, grid: Grid, editor: Editor) -> ir.Value:
@@ -109,9 +112,14 @@ def _pack(codes: Array, bits: int) -> Array:
 
 def _can_pack(node: ir.Node) -> bool:
     weight = node.inputs[1]
-    if weight is None or weight.const_value is None or int_attribute(node, "transA", 0):
+    if weight is None or weight.const_value is None or _dtype(weight) != ir.DataType.FLOAT:
         return False
-    return len(weight.const_value.shape) == 2
+    return array(weight).ndim == 2 and not int_attribute(node, "transA", 0)
+
+
+def _dtype(value: ir.Value) -> ir.DataType:
+    assert value.const_value is not None
+    return value.const_value.dtype
 
 
 def _put_packed(node: ir.Node, weight: Quantised, accuracy_level: int, editor: Editor) -> None:

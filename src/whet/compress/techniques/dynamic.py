@@ -41,6 +41,8 @@ def foresee(layer: Layer, target: Target, *, per_channel: bool = True, convoluti
     """Matrix products and LSTM; Conv only when asked for."""
     if not layer.weight_shape or layer.op not in KERNELS:
         return Foresight(False, note="no dynamic kernel for this operator")
+    if layer.weight_dtype not in ("", "float32"):
+        return Foresight(False, note=f"its weights are {layer.weight_dtype}, and integer kernels stand among float32 ones only")
     if layer.op == "Conv" and not convolutions:
         return Foresight(False, note="a dynamic convolution is slower than float (option convolutions = true does it all the same)")
     note = "slower than float on every CPU measured" if layer.op == "Conv" else ""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import numpy as np
 
+from whet.compress.grid import Array
 from whet.compress.technique import Change, Foresight, LayerView, Search
 from whet.core.errors import Unsupported
 from whet.core.inventory import Layer
@@ -28,20 +29,28 @@ def float16(layer: LayerView, target: Target, *,
 
     W' = float32(float16(W)), relative error at most 2**-11 for |w| >= 2**-14; smaller weights have absolute error 2**-25.
     """
-    if layer.weight is not None and float(np.abs(layer.weight).max(initial=0.0)) > LARGEST:
-        raise Unsupported(f"store {layer.name} in float16", found=f"weights beyond {LARGEST:.0f}", do="exclude the layer")
-    weight = None if layer.weight is None else layer.weight.astype(np.float16)
-    return Change(weight=weight, compute="float16" if _native(layer.op, target, compute) else "float32")
+    native = _native(layer.op, target, compute)
+    for name, numbers in (("weights", layer.weight), ("biases", layer.bias if native else None)):
+        if numbers is not None and not np.all(np.isfinite(_rounded(numbers))):
+            raise Unsupported(f"store {layer.name} in float16", found=f"{name} beyond {LARGEST:.0f}", do="exclude the layer")
+    return Change(weight=None if layer.weight is None else _rounded(layer.weight), compute="float16" if native else "float32")
 
 
 def foresee(layer: Layer, target: Target, *, compute: str = "auto") -> Foresight:
     """float16 weights everywhere; float16 arithmetic only where the target's table has the operator."""
     native = _native(layer.op, target, compute)
+    if layer.weight_dtype in ("float16", "bfloat16"):
+        return Foresight(False, note=f"its weights are {layer.weight_dtype} already")
     if not native and not layer.weight_shape:
         return Foresight(False, note="no weights, and no float16 kernel that gains on this target")
     if native:
         return Foresight(True, "float16", "float16", 16, runs_as=f"float16 {layer.op}")
     return Foresight(True, "float16", "float32", 16, runs_as=f"float32 {layer.op}", note="float16 on disk; cast to float32 once, at load")
+
+
+def _rounded(numbers: Array) -> Array:
+    with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is looked for
+        return numbers.astype(np.float16)
 
 
 def _native(op: str, target: Target, compute: str) -> bool:

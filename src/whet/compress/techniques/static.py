@@ -46,6 +46,8 @@ def foresee(layer: Layer, target: Target, *, ranges: str = "minmax", percentile:
     """What the target's runtime executes in integers."""
     if layer.op not in target.fused_ops:
         return Foresight(False, note=f"{target.runtime} has no integer kernel for it on this target")
+    if layer.weight_dtype not in ("", "float32"):
+        return Foresight(False, note=f"its weights are {layer.weight_dtype}, and integer kernels stand among float32 ones only")
     if layer.op in target.moving_ops:
         return Foresight(True, "", target.activation_dtype, 8, runs_as=f"{layer.op} of codes", note="follows its neighbours")
     speed = target.speed("static", layer.op)

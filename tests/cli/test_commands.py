@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 from tests.cli.conftest import Task, Whet
 
 from whet.core.errors import Refused
@@ -66,6 +67,12 @@ def test_inspect_against_the_roofline(whet: Whet, task: Task) -> None:
     assert conv["least_us"] == pytest.approx(1e6 * max(9216 / 5e10, (576 + 4096) / 3e10))
     assert product["least_us"] == pytest.approx(1e6 * (262144 + 256) / 3e10)
     assert (conv["bound"], product["bound"]) == ("products", "memory")
+
+
+def test_a_plan_takes_the_options_of_its_technique(whet: Whet, task: Task) -> None:
+    found = json.loads(whet("plan", task.model, "--technique", "weight_only", "--bits", "4", "--json").stdout)
+    assert found["recipe"]["step"] == [{"apply": "weight_only", "with": {"bits": 4}}]
+    assert {layer["weights"] for layer in found["layers"] if layer["weights"]} == {"int4"}
 
 
 def test_a_plan_and_the_artifact_that_comes_of_it(whet: Whet, task: Task, tmp_path: Path) -> None:
@@ -167,11 +174,15 @@ def test_a_module_of_pytorch_with_weights_and_shapes(whet: Whet, tmp_path: Path,
     Path("my_net_for_cli.py").write_text(
         "import torch\nprint('hello from the module')\ndef net():\n    return torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU())\n"
     )
-    torch.save(torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU()).state_dict(), "w.pt")
+    known = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.ReLU())
+    torch.save(known.state_dict(), "w.pt")
     np.savez("d.npz", input=np.ones((5, 6), np.float32))
     done = whet("inspect", "my_net_for_cli:net", "--weights", "w.pt", "--input-shape", "1,6", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["parameters"] == 28
+    assert whet("export", "my_net_for_cli:net", "--weights", "w.pt", "--input-shape", "1,6", "-o", "net.onnx").exit_code == 0
+    stored = [numpy_helper.to_array(tensor) for tensor in onnx.load("net.onnx").graph.initializer]
+    assert any(each.shape == (4, 6) and (each == known[0].weight.detach().numpy()).all() for each in stored)
     by_data = whet("profile", "my_net_for_cli:net", "--data", "d.npz", "--seconds", "0.05", "--quiet")
     assert by_data.exit_code == 0, by_data.output
     missing = whet("inspect", "my_net_for_cli:net")

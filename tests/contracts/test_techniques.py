@@ -21,7 +21,7 @@ from whet.compress.artifacts import load
 from whet.compress.data import Dataset
 from whet.compress.data.dataset import ArraySamples
 from whet.compress.graph import GraphModel
-from whet.compress.plan import techniques_of
+from whet.compress.plan import changes_of
 from whet.compress.technique import technique, technique_names
 from whet.core.errors import Refused, Unsupported
 from whet.core.recipe import Recipe, Step
@@ -281,7 +281,7 @@ def test_every_opset(name: str, opset: int) -> None:
 @pytest.mark.parametrize(("name", "options"), EVERY)
 def test_the_layers_that_were_foreseen_are_those_that_change(name: str, options: dict[str, Any]) -> None:
     model = network().model()
-    foreseen = techniques_of(model, Recipe((Step(name, options=options),)), VNNI)
+    foreseen = changes_of(model, Recipe((Step(name, options=options),)), VNNI)
     kept = {array.tobytes() for array in weights_of(done(name, options)).values()}
     sketch = network()
     for layer in ("layers[0].conv", "dep*wise", "fc/1", "fc/2"):

@@ -71,7 +71,7 @@ def free_folder(path: str, *, force: bool) -> Path:
     if folder.exists() and not folder.is_dir():
         raise Ending(f"write the folder {folder}: there is a file of that name. choose another output folder", REFUSED)
     names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    if False:
+    if names and MANIFEST_NAME not in names:
         raise Ending(f"write the folder {folder}: it holds other things ({names[0]}). choose a new or empty folder", REFUSED)
     if names and not force:
         raise Ending(f"write the folder {folder}: it holds an artifact. use --force to replace it, or choose another folder", REFUSED)

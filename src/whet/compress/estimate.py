@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from whet.compress.technique import Foresight
 from whet.core.document import FrozenMap
@@ -45,6 +46,8 @@ def _weights_and_rows(layer: Layer) -> tuple[int, int]:
     if layer.op in ("LSTM", "GRU") and len(shape) == 3:  # beside W [directions, gates * hidden, in] there is R [.., .., hidden]
         hidden = shape[1] // (4 if layer.op == "LSTM" else 3)
         return weights + shape[0] * shape[1] * hidden, 2 * shape[1]
+    if layer.op == "Gemm" and layer.output_shape and layer.output_shape[-1] in shape:
+        return weights, int(layer.output_shape[-1])  # either axis, by transB
     return weights, shape[-1] if layer.op == "MatMul" else shape[1] if layer.op == "ConvTranspose" else shape[0]
 
 
@@ -64,39 +67,84 @@ def _added_bytes(layer: Layer, found: Foresight) -> int:
     return _WITH_ZERO_POINT if found.weights.startswith("u") and not found.block else _RESCALED
 
 
-def latency_measurement(inventory: Inventory, techniques: Mapping[str, str], target: Target) -> Measurement:
-    """"latency_ratio" on the target: each layer's share of the multiply-accumulates, divided by the target's stated speed-up.
+@dataclass(frozen=True)
+class Planned:
+    """What a recipe does to a layer: by which technique, and what that foresees."""
 
-    techniques: the technique of each layer that changes. Layers of other kinds are taken to be free, as they mostly are.
+    technique: str
+    foresight: Foresight
+
+    @property
+    def in_integers(self) -> bool:
+        """Whether the layer's arithmetic is done in integers."""
+        return not self.foresight.runs_as.startswith(("float32 ", "float16 "))
+
+
+def gain(planned: Planned, op: str, target: Target) -> float | None:
+    """Time in float / time after, of an operator on the target: 1 where only its storage changes, the ratio of the target's table,
+    else the ratio of its peak rates; None where none of these is known.
+    """
+    if planned.foresight.runs_as.startswith("float32 "):
+        return 1.0
+    speed = target.speed(planned.technique, op)
+    if speed is not None:
+        return speed.ratio
+    kind = "int8" if planned.in_integers else "float16"
+    rates = target.macs_per_s
+    return rates[kind] / rates["float32"] if rates.get(kind) and rates.get("float32") and planned.technique != "dynamic" else None
+
+
+def latency_measurement(inventory: Inventory, changes: Mapping[str, Planned], target: Target) -> Measurement:
+    """"latency_ratio" on the target: each layer's share of the multiply-accumulates, divided by what it gains there.
+
+    changes: of each layer that changes. Layers without multiply-accumulates are taken to be free, as they mostly are.
     """
     total = inventory.macs
     if not total:
         return Measurement("latency_ratio", None, why="the model has no layer whose multiply-accumulates are known", source="estimated")
     new, unknown = 0.0, set()
     for layer in inventory.layers:
-        speed = target.speed(techniques[layer.name], layer.op) if layer.name in techniques else None
-        if layer.name in techniques and layer.macs and speed is None:
-            unknown.add(f"{techniques[layer.name]} {layer.op}")
-        new += (layer.macs or 0) / (speed.ratio if speed else 1.0)
+        found = gain(changes[layer.name], layer.op, target) if layer.name in changes else 1.0
+        if layer.macs and found is None:
+            unknown.add(f"{changes[layer.name].technique} {layer.op}")
+        new += (layer.macs or 0) / (found or 1.0)
     if unknown:
         return Measurement("latency_ratio", None, source="estimated",
-                           why=f"the table of {target.name} has no speed for {', '.join(sorted(unknown))}")
-    return Measurement("latency_ratio", new / total, source="estimated", n=len(techniques),
-                       method=f"multiply-accumulates of each layer / speed-up of its operator in the table of {target.name}")
+                           why=f"the table of {target.name} has neither a speed nor rates for {', '.join(sorted(unknown))}")
+    return Measurement("latency_ratio", new / total, source="estimated", n=len(changes),
+                       method=f"multiply-accumulates of each layer / its speed-up, or ratio of peak rates, in the table of {target.name}")
 
 
-def latency_ms(inventory: Inventory, kinds: Mapping[str, str], target: Target) -> Measurement:
+def memory_measurement(inventory: Inventory, changes: Mapping[str, Planned], target: Target) -> Measurement:
+    """"model_rss_bytes": weights as the runtime holds them, and the peak of activations.
+
+    Weights that are only stored small come back as float32 at load. Activations of integer layers take a quarter. A target that reads
+    weights where they are stored holds none of them.
+    """
+    weights = 0
+    for layer in inventory.layers:
+        planned = changes.get(layer.name)
+        small = planned is not None and not planned.foresight.runs_as.startswith("float32 ")
+        weights += weight_bytes(layer, planned.foresight) if planned is not None and small else layer.weight_bytes
+    peak = inventory.peak_activation_bytes or 0
+    if inventory.peak_layers and all(name in changes and changes[name].in_integers for name in inventory.peak_layers):
+        peak //= 4
+    held = 0 if target.weights_in_place else weights
+    return Measurement("model_rss_bytes", float(held + peak), " B", source="estimated",
+                       method="weights as the runtime holds them and the planned peak of activations; without the runtime itself")
+
+
+def latency_ms(inventory: Inventory, changes: Mapping[str, Planned], target: Target) -> Measurement:
     """"latency_ms" of one sample by the roofline: each layer takes the longer of its arithmetic and its reading.
 
-    kinds: "int8" for the layers that compute in integers; the others are float32. A rate of 0 is unknown: integers then get that of
-    float32, which is too slow, and without that there is no value.
+    A rate of 0 is unknown: integers then get that of float32, which is too slow, and without that there is no value.
     """
     rates = target.macs_per_s or FrozenMap()
     if not rates.get("float32") or not target.bandwidth_bytes_per_s or not inventory.macs:
         return Measurement("latency_ms", None, " ms", source="estimated", why=f"the table of {target.name} has no rates")
     seconds = 0.0
     for layer in inventory.layers:
-        kind = kinds.get(layer.name, "float32")
+        kind = "int8" if layer.name in changes and changes[layer.name].in_integers else "float32"
         width = 1 if kind == "int8" else 4
         moved = layer.parameters * width + (layer.output_bytes or 0) * width / 4
         seconds += max((layer.macs or 0) / (rates.get(kind) or rates["float32"]), moved / target.bandwidth_bytes_per_s)

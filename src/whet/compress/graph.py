@@ -179,7 +179,7 @@ def _plain_layer(node: ir.Node) -> Layer:
         return Layer(node.name or "", node.op_type)
     stored = node.inputs[found[0].index].const_value  # type: ignore[union-attr]
     assert stored is not None
-    return Layer(node.name or "", node.op_type, weight_shape=stored.shape.numpy(), weight_dtype=stored.dtype.numpy().name)
+    return Layer(node.name or "", node.op_type, weight_shape=tuple(map(int, stored.shape.numpy())), weight_dtype=stored.dtype.numpy().name)
 
 
 def _put_stored(node: ir.Node, found: Mapping[Slot, Change], target: Target, editor: Editor) -> None:

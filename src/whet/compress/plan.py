@@ -8,6 +8,7 @@ from typing import Any
 
 from whet.compress import estimate
 from whet.compress.artifacts import load
+from whet.compress.estimate import Planned
 from whet.compress.graph import GraphModel
 from whet.compress.inspect import inspect
 from whet.compress.put.sites import sites
@@ -40,8 +41,7 @@ def plan(model: Any, recipe: Recipe | str | os.PathLike[str], *, target: Target 
 def resolve(graph: GraphModel, recipe: Recipe, target: Target, found: Inventory, *, samples: int = SAMPLES) -> Plan:
     """``plan`` for a model whose inventory is known."""
     folded = graph.folded()
-    after: dict[str, Foresight] = {}
-    by: dict[str, str] = {}
+    after: dict[str, Planned] = {}
     notes: dict[str, str] = {}
     for step in recipe.steps:
         foresights = _foresights(folded, step, graph, target)
@@ -51,19 +51,21 @@ def resolve(graph: GraphModel, recipe: Recipe, target: Target, found: Inventory,
         for name, foresight in foresights.items():
             notes[name] = foresight.note
             if foresight.applies:
-                after[name], by[name] = foresight, step.technique
+                after[name] = Planned(step.technique, foresight)
     left = {node.name for node in folded.nodes}
-    layers = tuple(_planned(layer, after.get(layer.name), by.get(layer.name, ""), notes.get(layer.name, ""), layer.name in left)
+    layers = tuple(_planned(layer, after.get(layer.name), notes.get(layer.name, ""), layer.name in left)
                    for layer in found.layers)
     calibrated = any(technique(step.technique).needs == "calibration" for step in recipe.steps)
-    costs = (estimate.size_measurement(found, after, _bare_bytes(folded, found)), *_costs(found, by, target, calibrated, samples))
-    return Plan(graph.origin, recipe, target.name, layers, costs, _warnings(found, by, target))
+    foreseen = {name: planned.foresight for name, planned in after.items()}
+    size = estimate.size_measurement(found, foreseen, _bare_bytes(folded, found))
+    costs = (size, *_costs(found, after, target, calibrated, samples))
+    return Plan(graph.origin, recipe, target.name, layers, costs, _warnings(found, after, target))
 
 
-def techniques_of(graph: GraphModel, recipe: Recipe, target: Target) -> dict[str, str]:
-    """The technique that the recipe uses on each layer that it changes; the last one where there are several."""
+def changes_of(graph: GraphModel, recipe: Recipe, target: Target) -> dict[str, Planned]:
+    """What the recipe does to each layer that it changes; the last step counts where there are several."""
     folded = graph.folded()
-    return {name: step.technique for step in recipe.steps
+    return {name: Planned(step.technique, found) for step in recipe.steps
             for name, found in _foresights(folded, step, graph, target).items() if found.applies}
 
 
@@ -82,13 +84,16 @@ def _foresights(folded: GraphModel, step: Step, graph: GraphModel, target: Targe
             for name, each in found.items()}
 
 
-def _planned(layer: Layer, found: Foresight | None, technique_name: str, note: str, exists: bool) -> PlannedLayer:
-    if found is None:
+def _planned(layer: Layer, planned: Planned | None, note: str, exists: bool) -> PlannedLayer:
+    if planned is None:
         reason = note if exists else "folded into the layer before it"
-        return PlannedLayer(layer.name, layer.op, "", layer.weight_dtype, "", f"float32 {layer.op}" if exists else "", layer.weight_bytes,
+        kernel = f"float32 {layer.op}" if exists else ""
+        return PlannedLayer(layer.name, layer.op, "", layer.weight_dtype, "", kernel, layer.weight_bytes,
                             layer.weight_bytes if exists else 0, reason)
-    return PlannedLayer(layer.name, layer.op, technique_name, found.weights if layer.weight_shape else "", found.activations, found.runs_as,
-                        layer.weight_bytes, estimate.weight_bytes(layer, found), found.note)
+    found = planned.foresight
+    weights = found.weights if layer.weight_shape else ""
+    return PlannedLayer(layer.name, layer.op, planned.technique, weights, found.activations, found.runs_as, layer.weight_bytes,
+                        estimate.weight_bytes(layer, found), found.note)
 
 
 def _bare_bytes(folded: GraphModel, found: Inventory) -> int:
@@ -96,21 +101,22 @@ def _bare_bytes(folded: GraphModel, found: Inventory) -> int:
     return found.weight_bytes if folded.is_large else len(folded.slimmed().content)
 
 
-def _costs(found: Inventory, by: Mapping[str, str], target: Target, calibrated: bool, samples: int) -> tuple[Measurement, ...]:
+def _costs(found: Inventory, after: Mapping[str, Planned], target: Target, calibrated: bool, samples: int) -> tuple[Measurement, ...]:
     from whet.device.machine_limits import machine_limits
 
     rate = machine_limits().float32_macs_per_s
-    return (estimate.latency_measurement(found, by, target), estimate.working_memory(found, calibrated, batch=32),
+    return (estimate.latency_measurement(found, after, target), estimate.working_memory(found, calibrated, batch=32),
             estimate.working_seconds(found, samples if calibrated else 0, rate))
 
 
-def _warnings(found: Inventory, by: Mapping[str, str], target: Target) -> tuple[str, ...]:
+def _warnings(found: Inventory, after: Mapping[str, Planned], target: Target) -> tuple[str, ...]:
     """What users regret: techniques that make an operator slower on this target, said before any work."""
     slow: dict[tuple[str, str], int] = {}
     for layer in found.layers:
-        speed = target.speed(by[layer.name], layer.op) if layer.name in by else None
-        if speed and speed.ratio < 1 and layer.macs:
-            slow[by[layer.name], layer.op] = slow.get((by[layer.name], layer.op), 0) + 1
+        planned = after.get(layer.name)
+        ratio = estimate.gain(planned, layer.op, target) if planned is not None else None
+        if planned is not None and ratio is not None and ratio < 1 and layer.macs:
+            slow[planned.technique, layer.op] = slow.get((planned.technique, layer.op), 0) + 1
     lines = []
     for (name, op), count in slow.items():
         speed = target.speed(name, op)

@@ -34,6 +34,9 @@ def drop_annotations(model: ir.Model) -> None:
             value.metadata_props.clear()
             if value not in outputs and node.graph is model.graph:
                 value.shape, value.type = None, None
+    for value in model.graph.initializers.values():
+        if not value.is_graph_input() and not value.is_graph_output():
+            value.shape, value.type = None, None  # the tensor says them itself
 
 
 def _rename(graph: ir.Graph, values: list[ir.Value], names: list[str]) -> None:

@@ -22,7 +22,7 @@ class Trial(Document):
 
     status: "measured"; "skipped" (known beforehand to be of no use: ``note`` says why); "failed" (``note`` is the error).
     measurements: by name: parent's and own quality, drop, size_bytes, latency_ms, latency_p95_ms, latency_ratio, ...
-    on_front: no other trial is better in everything. seconds: what making it took; peak_bytes: memory that making it took.
+    on_front: no other trial is better in everything. seconds: what making it took.
     path: of its model, relative to the output folder; "" where there is none.
     """
 

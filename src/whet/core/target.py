@@ -40,6 +40,7 @@ class Target(Document):
     moving_ops: operators that only move data and run on integers where input and output share one grid.
     float16_ops: operators with a native float16 kernel that gains time; elsewhere float16 only saves bytes.
     nbits_ops: operators with a kernel for weights of 4 bits. speeds: measured or stated ratios, for plans only.
+    weights_in_place: the runtime reads weights from storage and keeps none in memory (microcontrollers).
     memory_bytes, storage_bytes: what the device offers a model; None where the device decides.
     limits: gates that the target itself imposes, by the name of the measurement ("size_bytes").
     macs_per_s: int8 / float32 peak rates for estimates, 0 where unknown; bandwidth_bytes_per_s likewise.
@@ -61,6 +62,7 @@ class Target(Document):
     float16_ops: tuple[str, ...] = ()
     nbits_ops: tuple[str, ...] = ()
     speeds: tuple[Speed, ...] = ()
+    weights_in_place: bool = False
     memory_bytes: int | None = None
     storage_bytes: int | None = None
     limits: Mapping[str, float] = field(default_factory=FrozenMap)

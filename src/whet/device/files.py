@@ -12,6 +12,9 @@ from pathlib import Path
 
 from whet.core.errors import Refused
 
+# The place is at fault, and another one may do. EBUSY: the folder that one stands in, or that a disk is mounted on.
+_WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EBUSY, errno.ENAMETOOLONG, errno.ELOOP)
+
 
 def write_file(path: Path, content: bytes | str) -> None:
     """Replace ``path`` by ``content`` in one step. Raises Refused where the disk is full or the place cannot be written."""
@@ -58,11 +61,16 @@ def _replace_folder(new: Path, path: Path) -> None:
         raise Refused(f"write the folder {path}", found="a file of that name", do="choose another output folder")
     # A folder that is not empty cannot be replaced in one step: the old one steps aside first, and comes back if need be.
     old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    os.replace(path, old)
     try:
-        os.replace(new, path)
+        os.replace(path, old)
+        try:
+            os.replace(new, path)
+        except BaseException:
+            os.replace(old, path)
+            raise
     except BaseException:
-        os.replace(old, path)
+        with suppress(OSError):
+            old.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -74,6 +82,6 @@ def _disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Refused(f"write {path}", found="the disk is full", do="free some space, or choose another output folder") from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        if error.errno in _WRONG_PLACE:
             raise Refused(f"write {path}", found=error.strerror or str(error), do="choose another output folder") from error
         raise

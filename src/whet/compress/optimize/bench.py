@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from whet.compress import estimate
+from whet.compress.artifacts import files_of
 from whet.compress.data.dataset import Array, Dataset
+from whet.compress.estimate import Planned
 from whet.compress.evaluate import Comparison, Metric, compare_outputs
 from whet.compress.graph import GraphModel
 from whet.compress.inspect import inspect
@@ -41,12 +43,12 @@ class Bench:
     confidence: float = 0.95
     seconds: float = 2.0
 
-    def measure(self, model: GraphModel, path: Path, techniques: Mapping[str, str]) -> dict[str, Measurement]:
-        """All measurements of the candidate at ``path``, by name. techniques: of each changed layer, for estimates."""
+    def measure(self, model: GraphModel, path: Path, changes: Mapping[str, Planned]) -> dict[str, Measurement]:
+        """All measurements of the candidate at ``path``, by name. changes: what was done to each layer, for estimates."""
         found = dict(self.quality(model).measurements)
-        size = disk_size(files_of(path))
+        size = disk_size(files_of(model, path))
         own = inspect(model)
-        costs = self._measured(model, path, own) if self.target.here else self._estimated(own, techniques)
+        costs = self._measured(model, path, own) if self.target.here else self._estimated(changes)
         return {**found, size.name: size, **costs}
 
     def quality(self, model: GraphModel) -> Comparison:
@@ -70,18 +72,8 @@ class Bench:
         spent = energy(candidate, self.feeds, macs=macs_by_dtype(own), bytes_moved=own.weight_bytes, seconds=min(self.seconds, 1.2))
         return estimate.by_name([*found.measurements, *memory, spent])
 
-    def _estimated(self, own: Inventory, techniques: Mapping[str, str]) -> dict[str, Measurement]:
-        integers = {layer.name: "int8" for layer in own.layers if techniques.get(layer.name) in ("static", "dynamic")}
-        memory = float(own.weight_bytes + (own.peak_activation_bytes or 0))
+    def _estimated(self, changes: Mapping[str, Planned]) -> dict[str, Measurement]:
         return estimate.by_name([
-            estimate.latency_measurement(self.inventory, techniques, self.target),
-            estimate.latency_ms(self.inventory, integers, self.target),
-            Measurement("model_rss_bytes", memory, " B", source="estimated",
-                        method="weights and the planned peak of activations; without the runtime"),
+            estimate.latency_measurement(self.inventory, changes, self.target), estimate.latency_ms(self.inventory, changes, self.target),
+            estimate.memory_measurement(self.inventory, changes, self.target),
         ])
-
-
-def files_of(path: Path) -> list[Path]:
-    """The model's file and the one beside it that holds its weights, where there is one."""
-    beside = path.with_name(path.name + ".data")
-    return [path, beside] if beside.is_file() else [path]

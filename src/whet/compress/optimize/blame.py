@@ -1,8 +1,8 @@
-"""Which layers do the harm: each one quantised alone, the rest in float, and the model's output compared."""
+"""Which layers do the harm: each one quantised alone, the rest in float, and the model's output compared; and which became slower."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from whet.compress.graph import GraphModel
 from whet.compress.ranges import NEEDS_HISTOGRAM
 from whet.compress.runtime import outputs_of
 from whet.compress.technique import technique
+from whet.core.outcome import LayerReport
 from whet.core.progress import track
 from whet.core.recipe import Step
 from whet.core.target import Target
@@ -50,20 +51,39 @@ def _alone(folded: GraphModel, name: str, statistics: Mapping[str, Any], options
 
 
 def relative_error(reference: Mapping[str, Array], found: Mapping[str, Array]) -> float:
-    """The largest of sum |y' - y|^2 / sum |y|^2 over the float outputs; 0 where an output is all zeros and stays so."""
-    errors = [0.0]
-    for name, values in reference.items():
-        if np.issubdtype(values.dtype, np.floating):
-            wide = values.astype(np.float64)
-            power = float((wide**2).sum())
-            error = float(((found[name].astype(np.float64) - wide) ** 2).sum())
-            errors.append(error / power if power else float(error > 0))
-    return max(errors)
+    """The largest of sum |y' - y|^2 / sum |y|^2 over the float outputs, and where there are none, of the share of whole numbers that
+    changed. 0 where an output is all zeros and stays so, 1 where it does not; infinity where NaN or infinity came out."""
+    floats = [name for name, values in reference.items() if np.issubdtype(values.dtype, np.floating)]
+    if not floats:
+        return max((float((found[name] != values).mean()) for name, values in reference.items()), default=0.0)
+    return max(_energy(reference[name].astype(np.float64), found[name].astype(np.float64)) for name in floats)
+
+
+def _energy(reference: Array, found: Array) -> float:
+    power, error = float((reference**2).sum()), float(((found - reference) ** 2).sum())
+    if not np.isfinite(error):
+        return float("inf")
+    return error / power if power else float(error > 0)
 
 
 def sentences(found: Mapping[str, float], ops: Mapping[str, str], most: int = 5) -> tuple[str, ...]:
-    """The worst layers in words, worst first."""
-    total = sum(found.values()) or 1.0
-    worst: Sequence[str] = sorted(found, key=lambda name: -found[name])[:most]
-    return tuple(f"{name} ({ops.get(name, '?')}): quantised alone it changes the output by {10 * np.log10(max(found[name], 1e-12)):.1f} dB "
-                 f"relative to the output itself, {found[name] / total:.0%} of the damage of all layers" for name in worst)
+    """The worst layers in words, worst first; layers that do no harm at all are left out."""
+    total = sum(found.values())
+    worst: Sequence[str] = sorted((name for name in found if found[name] > 0), key=lambda name: -found[name])[:most]
+    return tuple(f"{name} ({ops.get(name, '?')}): {_in_words(found[name], total)}" for name in worst)
+
+
+def slower(layers: Iterable[LayerReport], most: int = 5) -> tuple[str, ...]:
+    """The layers that take longer than in the original, in words, the greatest loss first."""
+    losses = {layer: layer.time_after_us - layer.time_before_us for layer in layers
+              if layer.time_after_us is not None and layer.time_before_us is not None}
+    worst = sorted((layer for layer, loss in losses.items() if loss > 0), key=lambda layer: -losses[layer])[:most]
+    return tuple(f"{layer.name} ({layer.op}): takes {layer.time_after_us:.1f} us, and {layer.time_before_us:.1f} us in the original"
+                 for layer in worst)
+
+
+def _in_words(error: float, total: float) -> str:
+    if not np.isfinite(error):
+        return "quantised alone it makes the output overflow"
+    share = f", {error / total:.0%} of the damage of all layers" if np.isfinite(total) else ""
+    return f"quantised alone it changes the output by {10 * np.log10(error):.1f} dB relative to the output itself{share}"

@@ -27,27 +27,37 @@ class Limits:
                 raise Refused(f"optimise with {name} = {value}", found="a limit below zero or not a number", do="give a limit of 0 or more")
 
 
+def measured_by(goal: str) -> str:
+    """The measurement that says how much there is of the goal. Raises Refused where the goal is none that can be minimised."""
+    if goal not in GOALS:
+        raise Refused(f"minimise {goal!r}", found="it cannot be minimised", do=f"choose one of: {', '.join(GOALS)}")
+    return GOALS[goal]
+
+
 def gates_for(goal: str, limits: Limits, target: Target, original: Mapping[str, float], default_drop: float) -> tuple[Gate, ...]:
     """The gates, the most important first. ``original``: values of the original model by measurement.
 
-    Raises Refused where the goal is none that can be minimised.
+    Raises Refused where the goal cannot be minimised, or where nobody can tell how much of it the original takes.
     """
-    if goal not in GOALS:
-        raise Refused(f"minimise {goal!r}", found="it cannot be minimised", do=f"choose one of: {', '.join(GOALS)}")
+    if measured_by(goal) not in original:
+        raise Refused(f"minimise the {goal} on {target.name}", found=f"the original has no {measured_by(goal)} to hold a candidate against",
+                      do="minimise something else: size is always known")
     asked = "asked with --max-drop" if limits.max_drop is not None else "the default"
     drop = limits.max_drop if limits.max_drop is not None else default_drop
     found = [Gate("drop", drop, reason=asked), _not_worse(goal, original)]
     if goal != "size":
         found.append(_not_worse("size", original))
-    found += [Gate(name, limit, unit, proven=proven, reason=reason) for name, limit, unit, proven, reason in (
-        ("latency_ms", limits.max_latency_ms, " ms", True, "asked with --max-latency"),
-        ("size_bytes", limits.max_size_bytes, " B", False, "asked with --max-size"),
-        ("model_rss_bytes", limits.max_memory_bytes, " B", False, "asked with --max-memory"),
-        ("size_bytes", target.storage_bytes, " B", False, f"storage of {target.name}"),
-        ("model_rss_bytes", target.memory_bytes, " B", False, f"memory of {target.name}"),
+    found += [Gate(name, limit, _unit(name), proven=proven, reason=reason) for name, limit, proven, reason in (
+        ("latency_ms", limits.max_latency_ms, True, "asked with --max-latency"),
+        ("size_bytes", limits.max_size_bytes, False, "asked with --max-size"),
+        ("model_rss_bytes", limits.max_memory_bytes, False, "asked with --max-memory"),
+        ("size_bytes", target.storage_bytes, False, f"storage of {target.name}"),
+        ("model_rss_bytes", target.memory_bytes, False, f"memory of {target.name}"),
     ) if limit is not None]
-    found += [Gate(name, limit, reason=f"limit of {target.name}") for name, limit in target.limits.items()]
-    return tuple(gate for gate in found if gate is not None)
+    known = {(gate.measurement, gate.limit) for gate in found}  # a table may say the same as a limit and as its storage
+    found += [Gate(name, limit, _unit(name), reason=f"limit of {target.name}") for name, limit in target.limits.items()
+              if (name, limit) not in known]
+    return tuple(found)
 
 
 def _not_worse(goal: str, original: Mapping[str, float]) -> Gate:
@@ -56,4 +66,9 @@ def _not_worse(goal: str, original: Mapping[str, float]) -> Gate:
         return Gate(name, 1.0, reason="not slower than the original")
     words = {"size": "not larger than the original", "memory": "no more memory than the original",
              "energy": "no more energy than the original"}
-    return Gate(name, original.get(name, float(0)), "", proven=False, reason=words[goal])
+    return Gate(name, original[name], _unit(name), proven=False, reason=words[goal])
+
+
+def _unit(measurement: str) -> str:
+    """The unit that the name of a measurement ends in; a ratio or a share has none."""
+    return {"bytes": " B", "ms": " ms", "mj": " mJ"}.get(measurement.rpartition("_")[2], "")

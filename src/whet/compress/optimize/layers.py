@@ -11,7 +11,7 @@ from whet.compress.data.dataset import Dataset
 from whet.compress.graph import GraphModel
 from whet.compress.inspect import inspect
 from whet.compress.optimize.kernels import layer_times
-from whet.compress.runtime import exposed, opened
+from whet.compress.runtime import exposed, feed_batches, opened
 from whet.core.errors import WhetError
 from whet.core.outcome import LayerReport
 from whet.device.operators import OperatorTime
@@ -50,12 +50,12 @@ def output_sqnr(folded: GraphModel, made: GraphModel, data: Dataset) -> dict[str
     """
     theirs = {value.name for node in made.ir.graph for value in node.outputs}
     names = {node.name or "": node.outputs[0].name or "" for node in folded.ir.graph if node.outputs[0].name in theirs and _is_float(node)}
-    some = data.take(range(min(SAMPLES if not folded.fixed_batch else folded.fixed_batch, len(data))))
+    some = data.take(range(min(max(SAMPLES, folded.fixed_batch or 0), len(data))))
     signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     tensors = sorted(set(names.values()))
     try:
         with opened(exposed(folded, tensors)) as float_session, opened(exposed(made, tensors)) as session:
-            for feeds in some.batches(folded.fixed_batch or 1):
+            for feeds, _ in feed_batches(float_session, folded, some, tensors):
                 expected, found = run(float_session, feeds, tensors), run(session, feeds, tensors)
                 for layer, tensor in names.items():
                     wide = expected[tensor].astype(np.float64)

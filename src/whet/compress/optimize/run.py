@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -12,26 +13,28 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from whet.compress.artifacts import MODEL_NAME, load, original_artifact, source_file, tool_versions, write_artifact
+from whet.compress.artifacts import MODEL_NAME, load, original_artifact, read_artifact, source_file, tool_versions, write_artifact
 from whet.compress.data import Dataset, check_overlap, load_data, split
 from whet.compress.evaluate import DEFAULT_FIDELITY, Metric, fidelity_quantity, find_metric
 from whet.compress.graph import GraphModel
 from whet.compress.inspect import inspect
 from whet.compress.optimize import words
 from whet.compress.optimize.bench import Bench
-from whet.compress.optimize.blame import damage, sentences
+from whet.compress.optimize.blame import damage, sentences, slower
 from whet.compress.optimize.choose import closest, winner, with_front
-from whet.compress.optimize.gates import Limits, gates_for
+from whet.compress.optimize.gates import Limits, gates_for, measured_by
 from whet.compress.optimize.kernels import kernels_of, layer_times, operator_reports
 from whet.compress.optimize.layers import layer_reports
 from whet.compress.optimize.search import INTEGER, Idea, faster_in_float, gentler, other_ideas, range_ideas
 from whet.compress.optimize.trials import Workshop
+from whet.compress.plan import changes_of
 from whet.compress.recipes import as_target
 from whet.compress.report import write_report
-from whet.compress.runtime import outputs_of
+from whet.compress.runtime import one_inference, outputs_of
+from whet.core.artifact import MANIFEST_NAME
 from whet.core.errors import Refused
 from whet.core.gate import Gate, judge
-from whet.core.outcome import Outcome, Trial
+from whet.core.outcome import GOALS, Outcome, Trial
 from whet.core.progress import task
 from whet.core.recipe import Recipe, Step
 from whet.core.target import Target
@@ -63,12 +66,14 @@ def optimize(model: Any, *, data: Any, out: str | os.PathLike[str], calibration:
     """
     began, at = perf_counter(), stamp().at
     limits = Limits(max_drop, max_latency_ms, max_size_bytes, max_memory_bytes)
+    _check_question(minimize, seconds, time_budget_s)
     graph, place = load(model, example_inputs=example_inputs), as_target(target)
     evaluation, calibrating, notes = _data(graph, data, calibration, seed)
     chosen = find_metric(metric or ("accuracy" if evaluation.labels is not None else "fidelity"))
     with _folder(Path(out)) as folder:
         bench, parent_id = _bench(graph, model, folder, evaluation, chosen, place, confidence, seconds)
         first = _original_trial(bench, parent_id)
+        _check_known(minimize, bench)
         default = _default_drop(chosen, bench, first) if max_drop is None else max_drop
         values = {name: found.value for name, found in first.measurements.items() if found.value is not None}
         gates = gates_for(minimize, limits, place, values, default)
@@ -159,6 +164,14 @@ def _float_layers(done: Sequence[Trial], goal: str) -> tuple[str, ...]:
     return found.recipe.steps[0].exclude if found else ()
 
 
+def _check_question(goal: str, seconds: float, budget_s: float | None) -> None:
+    """All that can be refused before the model is read."""
+    measured_by(goal)
+    for name, value in (("seconds", seconds), ("time_budget_s", budget_s)):
+        if value is not None and not 0 <= value < math.inf:
+            raise Refused(f"optimise with {name} = {value}", found="no length of time", do="give seconds, 0 or more")
+
+
 def _data(graph: GraphModel, data: Any, calibration: Any, seed: int) -> tuple[Dataset, Dataset, tuple[str, ...]]:
     """(evaluation, calibration, notes). Calibration is split off where it is not given; an overlap is Refused."""
     evaluation = load_data(data, graph.inputs)
@@ -178,17 +191,41 @@ def _folder(out: Path) -> Iterator[Path]:
     """The output folder. Finished trials in it stay, whatever happens: a later call goes on from them. Where there are none, a folder
     that was made here goes again."""
     made = [folder for folder in (out / "trials", out) if not folder.exists()]
+    if (out / "best").exists() and not (out / "best" / MANIFEST_NAME).is_file():
+        raise Refused(f"write {out / 'best'}", found="it is there already, and not what Whet wrote", do="choose another output folder")
     try:
         (out / "trials").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Refused(f"write into {out}", found=error.strerror or str(error), do="choose another output folder") from error
     try:
-        yield out
+        with _locked(out):
+            yield out
     except BaseException:
         for folder in made:
             with suppress(OSError):  # not empty
                 folder.rmdir()
         raise
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Nobody else optimises into the folder meanwhile: two would slow each other down, and take away each other's files."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system that knows no locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Refused(f"optimise into {folder}", found="another run is at work there",
+                              do="wait until it has ended, or choose another output folder") from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def _bench(graph: GraphModel, source: Any, folder: Path, data: Dataset, metric: Any, target: Target, confidence: float,
@@ -197,10 +234,10 @@ def _bench(graph: GraphModel, source: Any, folder: Path, data: Dataset, metric: 
     given = source_file(source)
     artifact = original_artifact(graph, given)
     path = given or folder / "trials" / ORIGINAL / MODEL_NAME
-    if given is None and not path.is_file():
+    if given is None:  # always: what lies there may be another model, of an earlier call
         write_artifact(graph, path.parent, parent=None)
     outputs = outputs_of(graph, data, threads=target.threads if target.here else None)
-    feeds = next(iter(data.batches(graph.fixed_batch or 1)))
+    feeds = one_inference(graph, data)
     found = replace(inspect(graph), file_bytes=artifact.size_bytes)
     return Bench(graph, path, found, data, metric, target, outputs, feeds, confidence, seconds), graph.artifact_id or artifact.artifact_id
 
@@ -220,6 +257,17 @@ def _check_provable(gate: Gate, original: Trial, data: Dataset) -> None:
     raise Refused(f"prove a drop of at most {gate.limit:g} with {len(data)} samples",
                   found=f"even a model that gives the same answers would only be shown to lose less than {drop.interval.high:.2g}",
                   do=do if needed else "give a --max-drop above 0; a share of 0 cannot be proven with any number of samples")
+
+
+def _check_known(goal: str, bench: Bench) -> None:
+    """Refused where the goal can be neither measured nor estimated on the target: no candidate could be shown to be better."""
+    if bench.target.here:
+        return
+    found = bench.measure(bench.original, bench.path, changes_of(bench.original, INTEGER.recipe, bench.target)).get(GOALS[goal])
+    if found is None or found.value is None:
+        why = found.why if found else "there is no model of it for another machine"
+        raise Refused(f"minimise {goal} on {bench.target.name}", found=why,
+                      do="use --minimize size, or a target table of your own with [macs_per_s] or [[speeds]] (docs/targets.md)")
 
 
 def _default_drop(metric: Metric, bench: Bench, original: Trial) -> float:
@@ -245,14 +293,16 @@ def _explained(outcome: Outcome, bench: Bench, search: _Search) -> Outcome:
     trial = outcome.trial(outcome.winner or outcome.closest)
     if trial is None or not trial.path:
         return outcome
-    blame: tuple[str, ...] = ()
-    if not outcome.winner and trial.recipe.steps[0].technique == "static":
-        found = search.find_damage(trial.recipe.steps[0])
-        blame = sentences(found, {layer.name: layer.op for layer in bench.inventory.layers})
+    failed = {reason.measurement for reason in trial.verdict.reasons if not reason.passed} if trial.verdict else set()
+    if "drop" in failed and _is_integer(trial):
+        search.find_damage(trial.recipe.steps[0])
     made = load(search.workshop.model_of(trial).parent)
     folded, threads = bench.original.folded(), bench.target.threads
     before, after = (kernels_of(each, bench.feeds, threads) for each in (folded, made)) if bench.target.here else ((), ())
     layers = layer_reports(folded, made, search.workshop.calibration, (before, after), search.damage)
+    blame = sentences(search.damage or {}, {layer.name: layer.op for layer in bench.inventory.layers}) if "drop" in failed else ()
+    if {"latency_ratio", "latency_ms"} & failed:
+        blame += slower(layers)
     return replace(outcome, layers=layers, operators=operator_reports(before, after), blame=blame)
 
 
@@ -261,9 +311,9 @@ def _written(outcome: Outcome, folder: Path) -> Outcome:
     trial = outcome.trial(outcome.winner)
     if trial is not None and trial.artifact is not None:
         with new_folder(folder / "best") as best:
-            model = load((folder / "trials" / trial.path).parent)
-            model.save(best / MODEL_NAME)
-            write_file(best / "whet.json", trial.artifact.to_json())
+            made = (folder / trial.path).parent
+            read_artifact(made)  # nothing is shipped that is not what was measured
+            shutil.copytree(made, best, dirs_exist_ok=True)
         write_file(folder / "recipe.toml", trial.recipe.to_text())
         shipped = tuple(replace(each, path=f"best/{MODEL_NAME}") if each is trial else each for each in outcome.trials)
         outcome = replace(outcome, trials=shipped)

@@ -70,31 +70,33 @@ def faster_in_float(before_us: Mapping[str, float], after_us: Mapping[str, float
 def gentler(damage: Mapping[str, float], exclude: Sequence[str] = (), options: Mapping[str, Any] | None = None) -> tuple[Idea, ...]:
     """Integer recipes that leave the most damaging layers in float: the worst one, two and four."""
     worst = [name for name in sorted(damage, key=lambda name: -damage[name]) if name not in exclude]
-    counts = [count for count in (1, 2, 4) if count < len(damage)]
+    counts = [count for count in (1, 2, 4) if count < len(worst)]  # one layer at least stays in integers
     return tuple(one_step("static", f"int8, {_named(worst[:count])} in float for accuracy", exclude=(*exclude, *worst[:count]),
                           **(options or {})) for count in counts)
 
 
 def _dynamic(found: Inventory, target: Target) -> Idea:
+    """Worth it where matrix products with weights are a good part of the work, and the target's table does not say that it is slower."""
     idea = one_step("dynamic", "dynamic int8")
-    share = _share(found, ("MatMul", "Gemm", "LSTM", "GRU"))
+    work = {op: sum(layer.macs or 0 for layer in found.layers if layer.op == op and layer.weight_shape)
+            for op in ("MatMul", "Gemm", "LSTM")}
+    share = sum(work.values()) / max(found.macs, 1)
     if share < WORTHWHILE_SHARE:
         return Idea(idea.name, idea.recipe, f"matrix products are {share:.1%} of the model's arithmetic, "
                     "and a dynamic convolution is slower than a float one")
-    slow = [op for op in ("MatMul", "Gemm") if (speed := target.speed("dynamic", op)) and speed.ratio < 1]
-    return Idea(idea.name, idea.recipe, f"slower than float on {target.name}" if slow else "")
+    after = sum(macs / (speed.ratio if (speed := target.speed("dynamic", op)) else 1.0) for op, macs in work.items())
+    return Idea(idea.name, idea.recipe, f"slower than float on {target.name}" if after > sum(work.values()) else "")
 
 
 def _packed(found: Inventory, target: Target) -> Idea:
-    idea = one_step("weight_only", "4-bit packed products", bits=4, block=32)
+    """Products alone: a convolution of 4 bits loses as much and is no faster."""
     large = [layer for layer in found.layers if layer.op in ("MatMul", "Gemm") and layer.parameters >= _LARGE_PRODUCT]
+    ops = sorted({layer.op for layer in large}) or ["MatMul"]
+    step = Step("weight_only", tuple(f"op:{op}" for op in ops), options=FrozenMap({"bits": 4, "block": 32}))
+    idea = Idea("4-bit packed products", Recipe((step,), "4-bit packed products"))
     if not large:
         return Idea(idea.name, idea.recipe, f"no matrix product of {_LARGE_PRODUCT} weights or more")
     return Idea(idea.name, idea.recipe, "" if "MatMul" in target.nbits_ops else f"{target.name} has no kernel for packed weights")
-
-
-def _share(found: Inventory, ops: tuple[str, ...]) -> float:
-    return sum(layer.macs or 0 for layer in found.layers if layer.op in ops) / max(found.macs, 1)
 
 
 def _named(names: Sequence[str]) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
+import marshal
+import pickle
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
+from types import CodeType
+from uuid import uuid4
 
 import whet
 from whet.compress.apply import apply_recipe
@@ -16,7 +19,7 @@ from whet.compress.data.dataset import Dataset
 from whet.compress.evaluate import Metric
 from whet.compress.optimize.bench import Bench
 from whet.compress.optimize.search import Idea
-from whet.compress.plan import techniques_of
+from whet.compress.plan import changes_of
 from whet.core.document import digest
 from whet.core.errors import Untrusted, WhetError
 from whet.core.gate import Gate, judge
@@ -30,7 +33,7 @@ TRIAL_NAME = "trial.json"
 
 @dataclass(frozen=True, eq=False)
 class Workshop:
-    """Where trials are made. folder: holds one folder a trial, named by the hash of all that went into it."""
+    """Where trials are made. folder: lies in the output folder and holds one folder a trial, named by the hash of all that went in."""
 
     bench: Bench
     calibration: Dataset
@@ -63,7 +66,7 @@ class Workshop:
 
     def model_of(self, trial: Trial) -> Path:
         """The file of a trial's model."""
-        return self.folder / trial.path
+        return self.folder.parent / trial.path
 
     def _made(self, idea: Idea, place: Path) -> Trial:
         began = perf_counter()
@@ -72,23 +75,34 @@ class Workshop:
         with new_folder(place) as beside:
             made = beside / "artifact"
             artifact = write_artifact(model, made, parent=self.parent_id, recipe=idea.recipe, target=self.bench.target.name)
-            measured = self.bench.measure(load(made), made / MODEL_NAME, techniques_of(self.bench.original, idea.recipe, self.bench.target))
+            measured = self.bench.measure(load(made), made / MODEL_NAME, changes_of(self.bench.original, idea.recipe, self.bench.target))
             for name, measurement in measured.items():
                 measured[name] = replace(measurement, artifact=artifact.artifact_id)
-            trial = Trial(idea.name, idea.recipe, artifact=artifact, path=f"{place.name}/artifact/{MODEL_NAME}", measurements=measured,
-                          seconds=round(seconds, 3))
+            trial = Trial(idea.name, idea.recipe, artifact=artifact, path=f"{self.folder.name}/{place.name}/artifact/{MODEL_NAME}",
+                          measurements=measured, seconds=round(seconds, 3))
             write_file(beside / TRIAL_NAME, trial.to_json())
         return trial
 
 
 def metric_key(metric: Metric) -> str:
-    """What tells one metric from another: its name, and the source of a function of the user's."""
+    """What tells one metric from another: its name, and all that a function of the user's depends on, as far as that can be told.
+
+    That is its code, defaults and closure, and the file that it stands in. Where none of it can be told (an object that is called, a
+    function of an extension module), the key is one that never comes again, so that no trial is taken for another's.
+    """
     if not isinstance(metric.score, partial):
         return metric.name
+    function = metric.score.args[0]
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType):
+        return f"{metric.name} {uuid4()}"
+    inside = [cell.cell_contents for cell in function.__closure__ or ()]
     try:
-        return f"{metric.name} {hashlib.sha256(inspect.getsource(metric.score.args[0]).encode()).hexdigest()}"
-    except (OSError, TypeError):  # a function that was typed in, or is written in C
-        return metric.name
+        known = marshal.dumps(code) + pickle.dumps((function.__defaults__, function.__kwdefaults__, inside))
+    except Exception:  # whatever an object that cannot be pickled raises
+        return f"{metric.name} {uuid4()}"
+    file = Path(code.co_filename)
+    return f"{metric.name} {hashlib.sha256(known + (file.read_bytes() if file.is_file() else b'')).hexdigest()}"
 
 
 @cache

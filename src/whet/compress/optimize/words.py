@@ -5,37 +5,35 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from whet.compress.data.dataset import Dataset
+from whet.compress.optimize.choose import closest
 from whet.core.outcome import GOALS, Trial
 from whet.core.target import Target
 
 
 def headline(trials: Sequence[Trial], best: str, goal: str, data: Dataset) -> str:
-    """One sentence: what is shipped and what it brings, or that nothing is and why."""
-    named = {trial.name: trial for trial in trials}
+    """One sentence: what is shipped and what it brings, or that nothing is and why. The first trial is the original."""
     if not best:
         return refusal(trials)
-    trial, first = named[best], trials[0]
-    parts = []
-    ratio, size, old = trial.value("latency_ratio"), trial.value("size_bytes"), first.value("size_bytes")
-    if ratio:
-        kind = " (estimated)" if trial.measurements["latency_ratio"].source == "estimated" else ""
-        parts.append(f"{1 / ratio:.2f}x faster{kind}" if ratio < 1 else f"{1 / ratio:.2f}x as fast{kind}")
-    if size and old:
-        parts.append(f"{old / size:.2f}x smaller")
+    trial, first = next(trial for trial in trials if trial.name == best), trials[0]
+    parts = [_speed(trial), _times_less(trial, first, "size_bytes", "smaller")]
+    if goal in ("memory", "energy"):
+        parts.append(_times_less(trial, first, GOALS[goal], f"less {goal}"))
     drop = trial.measurements.get("drop")
     if drop is not None and drop.value is not None:
         high = f" (at most {drop.interval.high:.4f})" if drop.interval else ""
         parts.append(f"drop {drop.value:+.4f}{high} on {len(data)} samples")
-    return f"{best}: {', '.join(parts)}"
+    return f"{best}: {', '.join(part for part in parts if part)}"
 
 
 def refusal(trials: Sequence[Trial]) -> str:
-    """Why nothing is shipped: what came closest, and what it failed."""
-    judged = [trial for trial in trials[1:] if trial.status == "measured" and trial.verdict is not None]
-    if not judged:
-        return "nothing is shipped: no candidate could be made for this model and target"
-    near = min(judged, key=lambda trial: trial.verdict.excess if trial.verdict else 0.0)
-    return f"nothing is shipped: {near.name} came closest, but {'; '.join(near.verdict.refusals if near.verdict else ())}"
+    """Why nothing is shipped: what came closest, and what it failed. The first trial is the original."""
+    near = next((trial for trial in trials if trial.name == closest(trials, trials[0].name)), None)
+    if near is not None and near.verdict is not None:
+        return f"nothing is shipped: {near.name} came closest, but {'; '.join(near.verdict.refusals)}"
+    if len(trials) == 1:
+        return "nothing is shipped: there was no time to try anything"
+    first = next((trial for trial in trials[1:] if trial.status == "failed"), trials[1])
+    return f"nothing is shipped: no candidate could be made for this model and target; {first.name}: {first.note}"
 
 
 def notes(target: Target, trials: Sequence[Trial], late: bool) -> tuple[str, ...]:
@@ -59,3 +57,19 @@ def progress(trial: Trial) -> str:
     said = [f"{1 / ratio:.2f}x speed"] if ratio else []
     said += [f"drop {drop:+.4f}"] if drop is not None else []
     return f"{trial.name}: {', '.join(said)}{'' if trial.passed else ' (refused)'}"
+
+
+def _speed(trial: Trial) -> str:
+    ratio = trial.value("latency_ratio")
+    if not ratio:
+        return ""
+    kind = " (estimated)" if trial.measurements["latency_ratio"].source == "estimated" else ""
+    return f"{1 / ratio:.2f}x {'faster' if ratio < 1 else 'as fast'}{kind}"
+
+
+def _times_less(trial: Trial, first: Trial, name: str, what: str) -> str:
+    value, old = trial.value(name), first.value(name)
+    if not value or not old:
+        return ""
+    kind = " (estimated)" if trial.measurements[name].source == "estimated" else ""
+    return f"{old / value:.2f}x {what}{kind}"

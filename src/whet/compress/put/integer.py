@@ -19,6 +19,7 @@ from whet.core.target import Target
 
 def put_integer(found: Mapping[str, Site], changes: Mapping[str, Change], target: Target, editor: Editor) -> None:
     """Let the sites compute in integers, with the grids and weights of ``changes`` (by the name of the node)."""
+    fused = {node for node in editor.graph if _would_fuse(node, target)}  # by an earlier step, or as the model came
     grids = _grids(found, changes)
     _through_movers(editor.graph, grids, found, target)
     for name, site in found.items():
@@ -36,7 +37,7 @@ def put_integer(found: Mapping[str, Site], changes: Mapping[str, Change], target
             _pad_codes(node, editor)
         elif node.op_type == "MaxPool" and node.inputs[0] not in grids:
             _pool_before_relu(node, editor)
-        elif node.name not in found and _would_fuse(node, target):
+        elif node.name not in found and node not in fused and _would_fuse(node, target):
             _keep_in_float(node, editor)
 
 
@@ -46,11 +47,23 @@ def _grids(found: Mapping[str, Site], changes: Mapping[str, Change]) -> dict[ir.
     for name, site in found.items():
         for value, grid in zip(site.tensors, changes[name].inputs, strict=True):
             if grid is not None:
-                grids.setdefault(value, grid)
+                grids.setdefault(value, _present_grid(value) or grid)
         made = changes[name].output
         if site.output is not None and made is not None:
             grids[site.output] = made
     return grids
+
+
+def _present_grid(value: ir.Value) -> Grid | None:
+    """The grid that an earlier step, or the model as it came, put the tensor on."""
+    made = value.producer()
+    if made is None or made.op_type != "DequantizeLinear" or constant(made, 0) is not None:
+        return None
+    scale, zero = constant(made, 1), constant(made, 2)
+    if scale is None or zero is None or array(scale).ndim or array(scale).dtype != np.float32:
+        return None
+    codes = array(zero)
+    return Grid(8 * codes.dtype.itemsize, codes.dtype.kind == "i", array(scale).astype(np.float32), codes.astype(np.int32))
 
 
 def _through_movers(graph: ir.Graph, grids: dict[ir.Value, Grid], found: Mapping[str, Site], target: Target) -> None:
@@ -76,8 +89,8 @@ def _through_movers(graph: ir.Graph, grids: dict[ir.Value, Grid], found: Mapping
 def _needed(grids: Mapping[ir.Value, Grid], found: Mapping[str, Site], target: Target) -> dict[ir.Value, Grid]:
     """The tensors that get a pair: the outputs of sites, and what sites and movers between them read."""
     outputs = {site.output for site in found.values()}
-    return {value: grid for value, grid in grids.items()
-            if value in outputs or any(_reads_codes(node, found, grids, target) for node in value.consumers())}
+    read = {value for value in grids if any(_reads_codes(node, found, grids, target) for node in value.consumers())}
+    return {value: grid for value, grid in grids.items() if value in outputs or (value in read and _present_grid(value) is None)}
 
 
 def _reads_codes(node: ir.Node, found: Mapping[str, Site], grids: Mapping[ir.Value, Grid], target: Target) -> bool:

@@ -104,7 +104,7 @@ def test_apply_replaces_its_own_artifact_only_with_force(whet: Whet, task: Task,
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-def test_compare_says_how_much_is_lost_and_gates(whet: Whet, task: Task, optimised: Path) -> None:
+def test_compare_says_how_much_is_lost_and_gates(whet: Whet, task: Task, optimised: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = ["compare", task.model, optimised / "best", "--data", task.data, "--seconds", "0.05"]
     shown = whet(*line, "--metric", "accuracy", "--max-drop", "2%")
     assert (shown.exit_code, "passed: drop at most 0.02 (asked with --max-drop)" in shown.stdout) == (0, True)
@@ -112,9 +112,11 @@ def test_compare_says_how_much_is_lost_and_gates(whet: Whet, task: Task, optimis
     refused = whet(*line, "--max-drop", "0", "--json")
     assert refused.exit_code == 3
     assert json.loads(refused.stdout)["verdict"]["passed"] is False
-    own = task.folder / "metric.py"
+    own = task.folder / "my_metric_for_cli.py"
     own.write_text("def right(outputs, labels):\n    return outputs.argmax(1) == labels\n")
     assert json.loads(whet(*line, "--metric", f"{own}:right", "--json").stdout)["quality"]["n"] == 400
+    monkeypatch.chdir(task.folder)
+    assert whet(*line, "--metric", "my_metric_for_cli:right", "--json").exit_code == 0
 
 
 def test_optimize_ships_the_best_and_says_so(whet: Whet, task: Task, optimised: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests.compress.made_up_trials import GATES, measured, original, trials
+
 from whet.compress.optimize.choose import EQUAL, closest, winner, with_front
 from whet.core.front import beats
 from whet.core.gate import Gate
@@ -45,13 +47,12 @@ def test_the_winner_is_as_good_as_the_best_then_as_small_then_as_accurate(found:
 
 
 @given(trials(), GOAL, st.randoms(use_true_random=False))
-def test_the_order_of_the_trials_decides_nothing_but_between_equals(found: Trials, goal: str, random: st.random.Random) -> None:
-    shuffled = [*found[1:]]
-    random.shuffle(shuffled)
-    names = ("drop", "latency_ratio", "size_bytes", GOALS[goal])
-    either = [next((trial for trial in found if trial.name == winner(order, goal, "original")), None) for order in (found, shuffled)]
-    assert [one and [one.value(name) for name in names[:1]] for one in either[:1]] == \
-        [one and [one.value(name) for name in names[:1]] for one in either[1:]]
+def test_the_order_of_the_trials_decides_only_between_those_that_lose_as_much(found: Trials, goal: str, shuffle: Random) -> None:
+    others = [*found[1:]]
+    shuffle.shuffle(others)
+    drops = [trial.value("drop") for order in (found, others) for trial in order if trial.name == winner(order, goal, "original")]
+    assert len(drops) in (0, 2)
+    assert len(set(drops)) <= 1
 
 
 @pytest.mark.parametrize(("goal", "wanted"), [("latency", "fast"), ("size", "small"), ("memory", "lean"), ("energy", "frugal")])

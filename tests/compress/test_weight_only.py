@@ -83,6 +83,17 @@ def test_what_has_no_one_summed_dimension_gets_a_scale_a_channel(name: str) -> N
     assert close(case, made, case.with_weights(lambda _, weight, axis: on_grid(weight, axis, 4)), 2e-6)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", sorted(BLOCKED))
+def test_blocks_without_a_packed_kernel_come_back_at_load(name: str, bits: int, symmetric: bool) -> None:
+    case, factor = CASES[name](), 0.5 if "alpha" in name else 1.0
+    made = apply_recipe(case.model(), Recipe((Step("weight_only", options={"bits": bits, "block": 32, "symmetric": symmetric}),)), target("jetson"))
+    wanted = case.with_weights(lambda _, weight, axis: on_grid(weight * factor, axis, bits, symmetric=symmetric, block=32) / factor)
+    assert close(case, made, wanted, 2e-6)
+    assert set(executed(made)) <= FLOAT_ONLY
+
+
 def test_a_product_whose_bias_is_an_activation_keeps_its_factors() -> None:
     sketch = Sketch()
     x, c = sketch.input("x", [6, 40]), sketch.input("c", [6, 24])

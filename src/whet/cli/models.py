@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,20 @@ def model_of(name: str, weights: str | None, shapes: Sequence[Shape], data: str 
 
 
 def known_metric(name: str | None) -> str | None:
-    """The metric's name, after a look whether there is one, before any work. Raises Refused, listing what exists."""
+    """The metric's name, after a look whether there is one, before any work. Raises Refused, listing what exists.
+
+    A ``module:function`` of the user's is looked for in the current folder too, which the installed command does not search by itself.
+    """
     from whet.compress.evaluate.metrics import find_metric
 
-    if name is not None:
+    if name is None:
+        return None
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
         find_metric(name)
+    finally:
+        sys.path.remove(here)
     return name
 
 

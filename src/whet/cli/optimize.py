@@ -91,15 +91,10 @@ def check_drop(limit: float | None, metric: str | None) -> None:
 
 
 def _folder(out: str) -> Path:
-    """The output folder, if a ``best`` in it may be replaced."""
-    from whet.core.artifact import MANIFEST_NAME
-
+    """The output folder, if something may be written there: told before the work."""
     place = options.writable(Path(out))
-    best = place / "best"
     if place.exists() and not place.is_dir():
         raise Ending(f"write the folder {place}: there is a file of that name. choose another output folder", REFUSED)
-    if best.exists() and not (best / MANIFEST_NAME).is_file():
-        raise Ending(f"write {best}: it is there already, and not what Whet wrote. choose another output folder", REFUSED)
     return place
 
 

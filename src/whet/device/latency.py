@@ -79,7 +79,7 @@ def interleave(
     for name, session in sessions.items():
         run(session, feeds[name])  # the one checked run: a model that fails does so here, with its reason
     inferences = {name: _inference(session, feeds[name]) for name, session in sessions.items()}
-    with collector_off(), task("measure latency", max_rounds) as progress:
+    with collector_off(), task("measure latency") as progress:  # ends by time, so how much there is to do is not known
         timings = time_rounds(inferences, seconds, min_rounds, max_rounds, warmup, progress)
     where = stamp(at)
     how = f"interleaved in shuffled order with {len(sessions) - 1} other sessions" if len(sessions) > 1 else "alone"

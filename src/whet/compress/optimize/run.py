@@ -98,6 +98,7 @@ class _Search:
         self.workshop, self.gates, self.goal, self.began, self.budget_s = workshop, gates, goal, began, budget_s
         self.damage: Mapping[str, float] | None = None
         self.late = False
+        self.seen: list[tuple[Step, ...]] = []
 
     def run(self) -> tuple[Trial, ...]:
         bench = self.workshop.bench
@@ -111,9 +112,12 @@ class _Search:
         return tuple(done)
 
     def _tried(self, ideas: Iterable[Idea]) -> list[Trial]:
-        """The trials of the ideas, as many as there is time for."""
+        """The trials of the ideas, as many as there is time for; a recipe that another idea had before is not listed again."""
         done = []
         for idea in ideas:
+            if idea.recipe.steps in self.seen:
+                continue
+            self.seen.append(idea.recipe.steps)
             if self.budget_s is not None and perf_counter() - self.began > self.budget_s:
                 self.late = True
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from whet.compress.data.dataset import Dataset
@@ -53,10 +54,10 @@ def progress(trial: Trial) -> str:
     """A trial in a few words, for the progress display."""
     if trial.status != "measured":
         return f"{trial.name}: {trial.status}"
-    ratio, drop = trial.value(GOALS["latency"]), trial.value("drop")
-    said = [f"{1 / ratio:.2f}x speed"] if ratio else []
-    said += [f"drop {drop:+.4f}"] if drop is not None else []
-    return f"{trial.name}: {', '.join(said)}{'' if trial.passed else ' (refused)'}"
+    ratio, drop = (trial.value(name) for name in (GOALS["latency"], "drop"))
+    said = [f"{1 / ratio:.2f}x speed"] if ratio and math.isfinite(ratio) else []
+    said += [f"drop {drop:+.4f}"] if drop is not None and math.isfinite(drop) else []
+    return f"{trial.name}: {', '.join(said) or 'measured'}{'' if trial.passed else ' (refused)'}"
 
 
 def _speed(trial: Trial) -> str:

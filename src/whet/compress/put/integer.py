@@ -79,7 +79,7 @@ def _through_movers(graph: ir.Graph, grids: dict[ir.Value, Grid], found: Mapping
         if before is None or before in grids or before in outputs or len(list(before.uses())) > 1:
             continue
         if after in grids and node.op_type in REARRANGERS:
-            grids[before] = grids[after]
+            grids[before] = _present_grid(before) or grids[after]
     for node in movers:
         before = node.inputs[0]
         if before in grids and any(reader.name in found for reader in readers(node.outputs[0], target)):

@@ -1,0 +1,65 @@
+"""Each deliberate mistake is made in a copy of the source, and the tests that guard that place must fail on it.
+
+A test that fails on no mistake guards nothing. The copies are tested in fresh processes; a mistake that stops the tests from being
+collected does not count as noticed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.sabotage.mistakes import FILES, FOLD, GRID, MISTAKES, Mistake
+
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("sabotage")
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    yield folder / "src"
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def run(source: Path, tests: str, only: str) -> subprocess.CompletedProcess[str]:
+    """The tests on the source in ``source``; the exit status is pytest's (0: all passed, 1: some failed)."""
+    chosen = [str(ROOT / "tests" / name) for name in tests.split()]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-m", "not slow",
+               "-o", f"pythonpath={source} {ROOT}", *(["-k", only] if only else []), *chosen]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.what)
+def test_the_tests_notice(copied: Path, mistake: Mistake) -> None:
+    place = copied / "whet" / mistake.file
+    right = place.read_text(encoding="utf-8")
+    assert right.count(mistake.old) == 1, f"{mistake.file} has changed: write the mistake again"
+    place.write_text(right.replace(mistake.old, mistake.new), encoding="utf-8")
+    try:
+        ended = run(copied, mistake.tests, mistake.only)
+    finally:
+        place.write_text(right, encoding="utf-8")
+    assert ended.returncode == 1, f"{mistake.what}: nobody noticed\n{ended.stdout[-1500:]}{ended.stderr[-500:]}"
+
+
+def test_without_a_mistake_the_tests_pass_and_they_test_the_copy(copied: Path) -> None:
+    (copied / "whet" / "compress" / "sabotaged.py").write_text("")
+    control = copied.parent / "test_control.py"
+    control.write_text("def test_copy():\n    import whet.compress.sabotaged\n")
+    ended = run(copied, f"{GRID} {FOLD} {FILES} {os.path.relpath(control, ROOT / 'tests')}", "")
+    assert ended.returncode == 0, ended.stdout[-1500:]
+
+
+def test_every_place_has_mistakes_of_its_own() -> None:
+    counts = Counter(mistake.file for mistake in MISTAKES)
+    assert min(counts[f"compress/{name}.py"] for name in ("grid", "fold", "ranges", "put/integer", "put/storage", "put/dynamic")) >= 4
+    assert len({mistake.what for mistake in MISTAKES}) == len(MISTAKES)

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from onnx import TensorProto
-
 from tests.compress.small_graphs import Sketch, samples
 from tests.slow_papers import affine
+
 from whet.compress.data import Dataset
 from whet.compress.graph import GraphModel
 
@@ -77,9 +77,12 @@ def gather(axis: int) -> Case:
 def recurrent(op: str, direction: str = "forward", *, lengths: bool = False, peepholes: bool = False) -> Case:
     """x: [7, N, 12] as its operator wants it; the data set has one sample, of 7 steps, which is the constant input x."""
     sketch, directions, gates, hidden = Sketch(), 2 if direction == "bidirectional" else 1, 4 if op == "LSTM" else 3, 10
-    inputs = [sketch.input("x", [7, 2, 12]), sketch.weight(directions, gates * hidden, 12, fan_in=12, name="layer.W"),
-              sketch.weight(directions, gates * hidden, hidden, fan_in=10, name="layer.R"),
-              sketch.constant(sketch.random.standard_normal((directions, 2 * gates * hidden)) * 0.3)]
+    inputs = [
+        sketch.input("x", [7, 2, 12]),
+        sketch.weight(directions, gates * hidden, 12, fan_in=12, name="layer.W"),
+        sketch.weight(directions, gates * hidden, hidden, fan_in=10, name="layer.R"),
+        sketch.constant(sketch.random.standard_normal((directions, 2 * gates * hidden)) * 0.3),
+    ]
     if lengths or peepholes:
         inputs.append(sketch.constant([7, 4], np.int32) if lengths else "")
     if peepholes:
@@ -122,7 +125,7 @@ def on_grid(weight: Array, axis: int, bits: int, *, symmetric: bool = True, bloc
     """The weight as it comes back from its grid, computed slowly: one scale along ``axis``, or a block of the other axis, or one for all."""
     rows = np.moveaxis(weight, axis, 0)
     flat = rows.reshape(len(rows), -1)
-    where = (None if not per_channel else 1 if block else 0)
+    where = None if not per_channel else 1 if block else 0
     scales, zeros = affine.weight_grid(flat, bits, symmetric, where, block)
     shape = () if where is None else tuple(np.max(list(scales), axis=0) + 1)
     scale, zero = np.zeros(shape, np.float32), np.zeros(shape, np.int32)

@@ -50,8 +50,17 @@ class Sketch:
         self.nodes.append(helper.make_node(op, inputs, names, name=name, domain=domain, **attributes))
         return names[0] if count == 1 else names
 
-    def conv(self, x: str, channels: tuple[int, int], kernel: tuple[int, ...] = (3, 3), *, name: str = "", bias: bool = True,
-             group: int = 1, **attributes: Any) -> str:
+    def conv(
+        self,
+        x: str,
+        channels: tuple[int, int],
+        kernel: tuple[int, ...] = (3, 3),
+        *,
+        name: str = "",
+        bias: bool = True,
+        group: int = 1,
+        **attributes: Any,
+    ) -> str:
         """Conv with padding that keeps the size; weight ``name``.W [out, in / group, *kernel]."""
         name = name or f"conv_{len(self.nodes)}"
         inside, out = channels
@@ -81,8 +90,13 @@ class Sketch:
         self.outputs.append(helper.make_tensor_value_info(value, dtype, shape))
         return value
 
-    def subgraph(self, nodes: Sequence[onnx.NodeProto], outputs: Sequence[str], constants: Mapping[str, Array] | None = None,
-                 inputs: Sequence[onnx.ValueInfoProto] = ()) -> onnx.GraphProto:
+    def subgraph(
+        self,
+        nodes: Sequence[onnx.NodeProto],
+        outputs: Sequence[str],
+        constants: Mapping[str, Array] | None = None,
+        inputs: Sequence[onnx.ValueInfoProto] = (),
+    ) -> onnx.GraphProto:
         made = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs]
         held = [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()]
         return helper.make_graph(list(nodes), "inner", list(inputs), made, held)

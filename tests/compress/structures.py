@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-
 from tests.compress.small_graphs import Sketch
 
 INPUT = ("N", 4, 8, 8)
@@ -120,7 +119,8 @@ def reshaped_input(g: Sketch, x: str) -> None:
 @runs(QLinearConv=1, QGemm=1, DequantizeLinear=0)
 def shape_gather_reshape(g: Sketch, x: str) -> None:
     y = relu(g, g.conv(x, (4, 4)))
-    size = g.node("Unsqueeze", g.node("Gather", g.node("Shape", y), g.constant(0, np.int64)), g.constant([0], np.int64))
+    sizes = g.output(g.node("Shape", y), dtype=7)
+    size = g.node("Unsqueeze", g.node("Gather", sizes, g.constant(0, np.int64)), g.constant([0], np.int64))
     shape = g.node("Concat", size, g.constant([-1], np.int64), axis=0)
     g.output(g.gemm(g.node("Reshape", y, shape), 256, 5))
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from tests.compress.small_graphs import Sketch, executed, feeds_of, noise_ratio, outputs, samples, weights_of
+
 from whet.compress.apply import apply, apply_recipe
 from whet.compress.artifacts import load
 from whet.compress.data import load_data
@@ -45,12 +45,17 @@ def steps(*chosen: tuple[str, str, dict[str, Any]]) -> Recipe:
 # -- several steps ---------------------------------------------------------------------------------------------------------------------
 
 CONVS: list[tuple[str, dict[str, Any], dict[str, int]]] = [
-    ("static", {}, {"QLinearConv": 2}), ("weight_only", {"bits": 4}, {"Conv": 2}), ("float16", {}, {"Conv": 2}),
+    ("static", {}, {"QLinearConv": 2}),
+    ("weight_only", {"bits": 4}, {"Conv": 2}),
+    ("float16", {}, {"Conv": 2}),
     ("dynamic", {"convolutions": True}, {"ConvInteger": 2}),
 ]
 GEMMS: list[tuple[str, dict[str, Any], dict[str, int]]] = [
-    ("static", {}, {"QGemm": 2}), ("weight_only", {}, {"FusedGemm": 1, "Gemm": 1}), ("weight_only", {"block": 32}, {"MatMulNBits": 2}),
-    ("dynamic", {}, {"DynamicQuantizeMatMul": 2}), ("float16", {}, {"FusedGemm": 1, "Gemm": 1}),
+    ("static", {}, {"QGemm": 2}),
+    ("weight_only", {}, {"FusedGemm": 1, "Gemm": 1}),
+    ("weight_only", {"block": 32}, {"MatMulNBits": 2}),
+    ("dynamic", {}, {"DynamicQuantizeMatMul": 2}),
+    ("float16", {}, {"FusedGemm": 1, "Gemm": 1}),
 ]
 
 
@@ -98,8 +103,11 @@ def test_all_questions_come_before_any_work() -> None:
         def stop(self, task: int) -> None: ...
 
     with reporting(Loud()):
-        for recipe in (steps(("weight_only", "c*", {}), ("static", "nothing", {})), steps(("weight_only", "c*", {}), ("static", "g*", {"bits": 4})),
-                       steps(("weight_only", "c*", {}), ("no such technique", "*", {}))):
+        for recipe in (
+            steps(("weight_only", "c*", {}), ("static", "nothing", {})),
+            steps(("weight_only", "c*", {}), ("static", "g*", {"bits": 4})),
+            steps(("weight_only", "c*", {}), ("no such technique", "*", {})),
+        ):
             with pytest.raises(Refused):
                 apply_recipe(network().model(), recipe, VNNI, calibration=DATA)
         with pytest.raises(Refused, match="without calibration data"):
@@ -143,11 +151,19 @@ def test_a_technique_a_step_a_recipe_and_its_file_are_the_same(tmp_path: Path) -
     assert len(set(made)) == 1
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    ("", "without steps"), ("step = 1", "read"), ("[[step]]\n", "apply"), ('[[step]]\napply = "nope"\n', "none of that name"),
-    ('[[step]]\napply = "static"\nwith = {bitz = 1}\n', "no such option"), ('[[step]]\napply = "static"\nexcpt = ["a"]\n', "excpt"),
-    ("[[step", "not valid TOML"), ("\x00\x01", "not valid TOML"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "without steps"),
+        ("step = 1", "read"),
+        ("[[step]]\n", "apply"),
+        ('[[step]]\napply = "nope"\n', "none of that name"),
+        ('[[step]]\napply = "static"\nwith = {bitz = 1}\n', "no such option"),
+        ('[[step]]\napply = "static"\nexcpt = ["a"]\n', "excpt"),
+        ("[[step", "not valid TOML"),
+        ("\x00\x01", "not valid TOML"),
+    ],
+)
 def test_recipes_that_are_none_are_refused(tmp_path: Path, text: str, words: str) -> None:
     place = tmp_path / "r.toml"
     place.write_text(text)
@@ -223,8 +239,13 @@ def test_other_ways_of_finding_ranges_lose_little(assets: Path, name: str, range
 
 def test_a_model_with_states_is_done_as_far_as_it_can_be(assets: Path) -> None:
     model = load(assets / "dtln" / "model_1.onnx")
-    feeds = {spec.name: np.random.default_rng(0).standard_normal([size if isinstance(size, int) else 1 for size in spec.shape]).astype(np.float32) * 0.1
-             for spec in model.inputs}
+    feeds = {
+        spec.name: np.random.default_rng(0)
+        .standard_normal([size if isinstance(size, int) else 1 for size in spec.shape])
+        .astype(np.float32)
+        * 0.1
+        for spec in model.inputs
+    }
     wanted = outputs(model, feeds)
     for technique in ("weight_only", "float16", "dynamic"):
         made = apply(model, technique, target=VNNI)
@@ -238,8 +259,11 @@ def test_a_model_with_states_is_done_as_far_as_it_can_be(assets: Path) -> None:
 @pytest.mark.parametrize("technique", ["weight_only", "float16", "dynamic"])
 def test_control_flow_comes_out_with_what_can_be_done_or_a_reason(assets: Path, technique: str) -> None:
     model = load(assets / "silero_vad" / "model.onnx")
-    feeds = {"input": np.random.default_rng(0).standard_normal((2, 512)).astype(np.float32), "state": np.zeros((2, 2, 128), np.float32),
-             "sr": np.array(16000, np.int64)}
+    feeds = {
+        "input": np.random.default_rng(0).standard_normal((2, 512)).astype(np.float32),
+        "state": np.zeros((2, 2, 128), np.float32),
+        "sr": np.array(16000, np.int64),
+    }
     try:
         made = apply(model, technique, target=VNNI)
     except Unsupported as refused:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-
 from tests.compress.small_graphs import Sketch, feeds_of, outputs, samples
+
 from whet.compress import graph as graph_module
 from whet.compress.apply import apply
 from whet.compress.artifacts import load, original_artifact, read_artifact, source_file, write_artifact
@@ -107,7 +107,9 @@ def test_a_manifest_cut_off_at_any_byte_is_refused(tmp_path: Path) -> None:
     assert read_artifact(tmp_path / "out")
 
 
-@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"\xff\xfe\x00", b'{"format": 1}', b"[" * 100_000, b'{"format": "onnx", "inputs": [], "outputs": []}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"null", b"[]", b"\xff\xfe\x00", b'{"format": 1}', b"[" * 100_000, b'{"format": "onnx", "inputs": [], "outputs": []}']
+)
 def test_a_manifest_that_is_none_is_refused(tmp_path: Path, content: bytes) -> None:
     written(tmp_path / "out")
     (tmp_path / "out" / MANIFEST_NAME).write_bytes(content)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from tests.compress.operators_with_weights import CASES, on_grid
 from tests.compress.small_graphs import Sketch, executed, feeds_of, noise_ratio, outputs, samples, weights_of
 from tests.slow_papers import affine
+
 from whet.compress.apply import apply_recipe
 from whet.compress.graph import GraphModel
 from whet.core.errors import Unsupported
@@ -138,7 +138,9 @@ def test_a_recurrent_layer_with_states_from_outside_keeps_them() -> None:
     for value in sketch.node("LSTM", *inputs, count=3, hidden_size=10):
         sketch.output(value)
     random = np.random.default_rng(0)
-    feeds = {name: random.standard_normal(shape).astype(np.float32) for name, shape in (("x", (7, 2, 12)), ("h", (1, 2, 10)), ("c", (1, 2, 10)))}
+    feeds = {
+        name: random.standard_normal(shape).astype(np.float32) for name, shape in (("x", (7, 2, 12)), ("h", (1, 2, 10)), ("c", (1, 2, 10)))
+    }
     wanted = outputs(sketch.model(), feeds)
     assert all(noise_ratio(ours, wanted[name]) < 0.02 for name, ours in outputs(dynamic(sketch.model()), feeds).items())
 

@@ -52,8 +52,12 @@ def test_a_batch_norm_goes_into_the_convolution_as_in_float64(bias: bool) -> Non
     feeds = image(2, 3, 5, 5)
     folded = folded_like(sketch.model(), feeds)
     assert ops(folded) == ["Conv"]
-    plain = layers.conv2d(feeds["x"].astype(np.float64), sketch.constants["c.W"].astype(np.float64),
-                          sketch.constants["c.B"].astype(np.float64) if bias else None, pad=1)
+    plain = layers.conv2d(
+        feeds["x"].astype(np.float64),
+        sketch.constants["c.W"].astype(np.float64),
+        sketch.constants["c.B"].astype(np.float64) if bias else None,
+        pad=1,
+    )
     wanted = layers.batch_norm(plain, gain, beta, mean, variance, EPSILON)
     (found,) = outputs(folded, feeds).values()
     assert np.allclose(found, wanted, atol=2e-6 * np.abs(wanted).max())
@@ -83,7 +87,9 @@ def test_batch_norms_behind_transposed_convolutions(group: int, left: list[str])
     assert ops(folded_like(sketch.model(), image(2, 4, 5, 5))) == left
 
 
-@pytest.mark.parametrize(("shape", "folds"), [((), True), ((1,), True), ((6,), True), ((1, 6), True), ((8, 1), False), ((8, 6), False), ((6, 1), False)])
+@pytest.mark.parametrize(
+    ("shape", "folds"), [((), True), ((1,), True), ((6,), True), ((1, 6), True), ((8, 1), False), ((8, 6), False), ((6, 1), False)]
+)
 @pytest.mark.parametrize("trans_b", [0, 1])
 def test_batch_norms_behind_products_with_biases_of_every_shape(shape: tuple[int, ...], folds: bool, trans_b: int) -> None:
     rows = 6 if shape == (6, 1) else 8  # a column as long as the rows are wide must not pass for a row

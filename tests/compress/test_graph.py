@@ -10,9 +10,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-
 from tests.compress.operators_with_weights import CASES
 from tests.compress.small_graphs import Sketch, feeds_of, outputs, samples, weights_of
+
 from whet.compress.artifacts import load
 from whet.compress.data import Dataset
 from whet.compress.edit import Editor
@@ -71,8 +71,18 @@ def test_what_is_no_weight_is_not_taken_for_one(kind: str) -> None:
     elif kind == "empty":
         y = sketch.node("MatMul", x, sketch.constant(np.ones((5, 0))), name="m")
     elif kind == "other domain":
-        y = sketch.node("MatMulNBits", x, sketch.constant(np.ones((6, 1, 16)), np.uint8), sketch.constant(np.ones(6)), name="m", domain="com.microsoft",
-                        K=5, N=6, bits=8, block_size=16)
+        y = sketch.node(
+            "MatMulNBits",
+            x,
+            sketch.constant(np.ones((6, 1, 16)), np.uint8),
+            sketch.constant(np.ones(6)),
+            name="m",
+            domain="com.microsoft",
+            K=5,
+            N=6,
+            bits=8,
+            block_size=16,
+        )
     else:
         y = sketch.matmul(x, 5, 6, name="m")
     sketch.output(y, dtype=7 if kind == "int64" else 1)
@@ -82,7 +92,9 @@ def test_what_is_no_weight_is_not_taken_for_one(kind: str) -> None:
     assert slots(next(node for node in model.graph if node.name == "m")) == ()
 
 
-@pytest.mark.parametrize(("shape", "row"), [((), True), ((1,), True), ((6,), True), ((1, 6), True), ((1, 1), True), ((6, 1), False), ((2, 6), False)])
+@pytest.mark.parametrize(
+    ("shape", "row"), [((), True), ((1,), True), ((6,), True), ((1, 6), True), ((1, 1), True), ((6, 1), False), ((2, 6), False)]
+)
 def test_what_is_a_row(shape: tuple[int, ...], row: bool) -> None:
     value = ir.val("v", const_value=ir.tensor(np.ones(shape, np.float32), name="v"))
     assert is_row(value) is row
@@ -104,7 +116,10 @@ def test_inputs_and_outputs_are_described_as_the_file_has_them() -> None:
     sketch.input("flag", [], onnx.TensorProto.BOOL)
     sketch.output(sketch.node("Relu", x, name="StatefulPartitionedCall"))
     model = sketch.model()
-    assert [(spec.name, spec.dtype, spec.shape) for spec in model.inputs] == [("serving_default_input_1:0", "float32", ("batch", 3, "?", 8)), ("flag", "bool", ())]
+    assert [(spec.name, spec.dtype, spec.shape) for spec in model.inputs] == [
+        ("serving_default_input_1:0", "float32", ("batch", 3, "?", 8)),
+        ("flag", "bool", ()),
+    ]
     assert [spec.name for spec in model.outputs] == ["StatefulPartitionedCall:0"]
     assert model.fixed_batch is None
 
@@ -177,13 +192,28 @@ def test_equal_constants_are_stored_once_and_others_are_not_mixed_up() -> None:
     editor = empty_editor()
     one = editor.constant(np.zeros((2, 2), np.float32))
     assert editor.constant(np.zeros((2, 2), np.float32)) is one
-    others = [np.zeros((4,), np.float32), np.zeros((2, 2), np.int32), np.zeros((1, 4), np.float32), np.zeros((), np.float32), np.ones((2, 2), np.float32)]
+    others = [
+        np.zeros((4,), np.float32),
+        np.zeros((2, 2), np.int32),
+        np.zeros((1, 4), np.float32),
+        np.zeros((), np.float32),
+        np.ones((2, 2), np.float32),
+    ]
     assert len({id(value) for value in (one, *map(editor.constant, others))}) == 6
     assert editor.constant(np.zeros(4, np.int8), "int4") is not editor.constant(np.zeros(4, np.int8))
 
 
-@pytest.mark.parametrize(("dtype", "numbers"), [("int4", [-8, 7, 3]), ("uint4", [0, 15, 3]), ("int8", [-128, 127, 3]), ("uint8", [0, 255, 3]),
-                                                ("int16", [-32768, 32767, 3]), ("int32", [-(2**31), 2**31 - 1, 3])])
+@pytest.mark.parametrize(
+    ("dtype", "numbers"),
+    [
+        ("int4", [-8, 7, 3]),
+        ("uint4", [0, 15, 3]),
+        ("int8", [-128, 127, 3]),
+        ("uint8", [0, 255, 3]),
+        ("int16", [-32768, 32767, 3]),
+        ("int32", [-(2**31), 2**31 - 1, 3]),
+    ],
+)
 def test_constants_of_every_width_keep_their_numbers(dtype: str, numbers: list[int]) -> None:
     value = empty_editor().constant(np.array(numbers), dtype)
     assert value.const_value is not None
@@ -234,10 +264,19 @@ def test_a_tensor_is_followed_through_moves_and_vanishing_relus() -> None:
     assert site.output is node_of(model, "relu").outputs[0]
 
 
-@pytest.mark.parametrize(("op", "attributes", "moves"), [
-    ("Pad", {}, True), ("Pad", {"mode": "reflect"}, False), ("Pad", {"value": 1.0}, False), ("Pad", {"value": 0.0}, True),
-    ("Resize", {"mode": "nearest"}, True), ("Resize", {"mode": "linear"}, False), ("Transpose", {}, True), ("Tanh", {}, False),
-])
+@pytest.mark.parametrize(
+    ("op", "attributes", "moves"),
+    [
+        ("Pad", {}, True),
+        ("Pad", {"mode": "reflect"}, False),
+        ("Pad", {"value": 1.0}, False),
+        ("Pad", {"value": 0.0}, True),
+        ("Resize", {"mode": "nearest"}, True),
+        ("Resize", {"mode": "linear"}, False),
+        ("Transpose", {}, True),
+        ("Tanh", {}, False),
+    ],
+)
 def test_what_only_moves(op: str, attributes: dict[str, Any], moves: bool) -> None:
     sketch = Sketch()
     x, attributes = sketch.input("x", [1, 2, 4, 4]), dict(attributes)

@@ -67,7 +67,9 @@ def test_codes_and_values_are_those_of_the_specification(data: st.DataObject) ->
     assert np.array_equal(fake_quantise(values, grid), dequantise(codes, grid))
 
 
-@pytest.mark.parametrize(("value", "code"), [(0.5, 0), (1.5, 2), (2.5, 2), (-0.5, 0), (-1.5, -2), (-2.5, -2), (3.49, 3), (126.5, 126), (127.5, 127)])
+@pytest.mark.parametrize(
+    ("value", "code"), [(0.5, 0), (1.5, 2), (2.5, 2), (-0.5, 0), (-1.5, -2), (-2.5, -2), (3.49, 3), (126.5, 126), (127.5, 127)]
+)
 def test_halves_go_to_even_codes_and_the_ends_hold(value: float, code: int) -> None:
     assert int(quantise(np.array([value]), grid_of(1.0, 0, signed=True)).codes[0]) == code
 
@@ -117,7 +119,9 @@ def test_nothing_overflows_on_the_way() -> None:
 # -- from_range -----------------------------------------------------------------------------------------------------------------
 
 
-@given(st.floats(-(2.0**100), 2.0**100, width=32), st.floats(-(2.0**100), 2.0**100, width=32), st.integers(2, 16), st.booleans(), st.booleans())
+@given(
+    st.floats(-(2.0**100), 2.0**100, width=32), st.floats(-(2.0**100), 2.0**100, width=32), st.integers(2, 16), st.booleans(), st.booleans()
+)
 def test_zero_lies_on_every_grid_and_the_range_inside_it(a: float, b: float, bits: int, signed: bool, symmetric: bool) -> None:
     low, high = min(a, b, 0.0), max(a, b, 0.0)
     assume(max(-low, high) > 2**16 * SMALLEST_SCALE)
@@ -203,7 +207,11 @@ def test_huge_and_subnormal_weights_get_grids() -> None:
 # -- biases ---------------------------------------------------------------------------------------------------------------------
 
 
-@given(arrays(np.float32, 4, elements=st.floats(-15, 15, width=32)), st.floats(2.0**-13, 10.0), arrays(np.float32, 4, elements=st.floats(2.0**-13, 10, width=32)))
+@given(
+    arrays(np.float32, 4, elements=st.floats(-15, 15, width=32)),
+    st.floats(2.0**-13, 10.0),
+    arrays(np.float32, 4, elements=st.floats(2.0**-13, 10, width=32)),
+)
 def test_biases_lie_on_the_accumulators_grid(bias: Array, input_scale: float, scales: Array) -> None:
     steps = np.float32(input_scale) * scales
     assert quantise_bias(bias, steps).tolist() == affine.bias(bias, input_scale, scales)
@@ -241,7 +249,9 @@ def test_steps_of_a_bias_are_never_subnormal() -> None:
 def test_onnxruntime_computes_the_same_codes(axis: int | None, block: int, signed: bool) -> None:
     values = np.random.default_rng(3).standard_normal((5, 10)).astype(np.float32)
     values[0, :4] = [0.05, 0.15, 0.25, -0.25]
-    scale, zero = from_range(*np.broadcast_arrays(-1.0, np.full(scales_shape(values.shape, axis, block), 1.7)), bits=8, signed=signed, symmetric=False)
+    scale, zero = from_range(
+        *np.broadcast_arrays(-1.0, np.full(scales_shape(values.shape, axis, block), 1.7)), bits=8, signed=signed, symmetric=False
+    )
     grid = grid_of(scale, zero, signed=signed, axis=axis, block=block)
     sketch = Sketch(opset=21)
     x = sketch.input("x", [5, 10])

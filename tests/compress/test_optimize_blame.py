@@ -71,15 +71,12 @@ def test_a_layers_damage_is_what_quantising_it_alone_does() -> None:
 
 
 def test_the_ranges_of_the_step_count() -> None:
-    wild = samples({"x": (3, 12, 12)}, 48)
-    spiked = feeds_of(wild)["x"].copy()
+    spiked = feeds_of(DATA)["x"].copy()
     spiked[0, 0, 0, 0] = 400.0  # one number that minmax must cover and percentile need not
-    data = Dataset.of({"x": spiked})
-    asked = feeds_of(data)["x"][1:]
-    minmax, percentile = (damage(network(), Step("static", ("one",), options={"ranges": name, **more}), VNNI, data)["one"]
-                          for name, more in (("minmax", {}), ("percentile", {"percentile": 99.9})))
-    assert asked.max() < 10
-    assert minmax != percentile
+    rest = Dataset.of({"x": spiked})
+    options = ({}, {"ranges": "percentile", "percentile": 99.9})
+    minmax, percentile = (damage(network(), Step("static", ("one",), options=each), VNNI, rest)["one"] for each in options)
+    assert minmax != pytest.approx(percentile, rel=0.2)
 
 
 def test_few_samples_are_enough_and_no_more_are_taken() -> None:
@@ -151,7 +148,7 @@ def test_float16_outputs_do_not_overflow_in_the_sum() -> None:
 
 def test_the_worst_come_first_with_operator_decibels_and_share() -> None:
     first, second = sentences({"a": 0.001, "b": 0.003}, {"a": "Conv", "b": "Gemm"})
-    assert first == "b (Gemm): quantised alone it changes the output by -25.2 dB relative to the output itself, 75% of the damage of all layers"
+    assert first.startswith("b (Gemm): quantised alone it changes the output by -25.2 dB relative to the output itself, 75% of the damage")
     assert second.startswith("a (Conv): quantised alone it changes the output by -30.0 dB")
 
 

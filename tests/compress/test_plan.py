@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from tests.compress.operators_with_weights import CASES
 from tests.compress.small_graphs import Sketch, samples, weights_of
 from tests.compress.structures import INPUT, STRUCTURES
+
 from whet.compress.apply import apply_recipe
 from whet.compress.artifacts import load
 from whet.compress.data import load_data
@@ -27,8 +27,15 @@ from whet.core.recipe import Recipe, Step
 from whet.device.targets import target
 
 ASSETS = ("resnet20_cifar10", "resnet8_mlperf_tiny", "kws_mlperf_tiny", "sisfall_falls", "cwru_bearing", "fsdd_digits")
-WAYS: list[tuple[str, dict[str, Any]]] = [("static", {}), ("weight_only", {}), ("weight_only", {"bits": 4}), ("weight_only", {"symmetric": False}),
-                                         ("weight_only", {"bits": 4, "block": 32}), ("float16", {}), ("dynamic", {})]
+WAYS: list[tuple[str, dict[str, Any]]] = [
+    ("static", {}),
+    ("weight_only", {}),
+    ("weight_only", {"bits": 4}),
+    ("weight_only", {"symmetric": False}),
+    ("weight_only", {"bits": 4, "block": 32}),
+    ("float16", {}),
+    ("dynamic", {}),
+]
 VNNI = target("x86-vnni")
 
 
@@ -62,7 +69,9 @@ def test_the_size_is_foreseen_within_five_percent(technique: str, options: dict[
 @pytest.mark.slow
 @pytest.mark.parametrize(("technique", "options"), WAYS)
 @pytest.mark.parametrize("name", ASSETS)
-def test_the_size_is_foreseen_within_fifteen_percent_on_real_models(assets: Path, name: str, technique: str, options: dict[str, Any]) -> None:
+def test_the_size_is_foreseen_within_fifteen_percent_on_real_models(
+    assets: Path, name: str, technique: str, options: dict[str, Any]
+) -> None:
     model = load(assets / name / "model.onnx")
     data = load_data(assets / name / "calib.npz", model.inputs).take(range(4))
     made = apply_recipe(model, as_recipe(technique, options), VNNI, calibration=data)
@@ -76,7 +85,11 @@ def test_bytes_of_a_layer_are_those_of_its_codes_and_scales(name: str, bits: int
     if name == "ConvTranspose grouped":
         pytest.skip("its scales are shared by the groups, which a layer's shape does not tell")
     made = apply_recipe(model, as_recipe("weight_only", {"bits": bits}), VNNI)
-    stored = sum(array.size * bits // 8 if array.dtype.itemsize == 1 else array.nbytes for array in weights_of(made).values() if array.dtype != np.int64)
+    stored = sum(
+        array.size * bits // 8 if array.dtype.itemsize == 1 else array.nbytes
+        for array in weights_of(made).values()
+        if array.dtype != np.int64
+    )
     (layer,) = (each for each in planned("weight_only", model, bits=bits).layers if each.name == "layer")
     assert layer.bytes_after == pytest.approx(stored, rel=0.08)
 
@@ -97,9 +110,17 @@ def test_the_layers_that_static_is_to_change_are_those_that_change(name: str) ->
     model = sketch.model()
     found = plan(model, "static", target=VNNI)
     made = apply_recipe(model, as_recipe("static"), VNNI, calibration=samples({"x": INPUT[1:]}, 4))
-    integers = {node.name for node in made.ir.graph
-                if any(value is not None and value.producer() is not None and value.producer().op_type == "DequantizeLinear"  # type: ignore[union-attr]
-                       and value.producer().inputs[0].const_value is not None for value in node.inputs)}  # type: ignore[union-attr]
+    integers = {
+        node.name
+        for node in made.ir.graph
+        if any(
+            value is not None
+            and value.producer() is not None
+            and value.producer().op_type == "DequantizeLinear"  # type: ignore[union-attr]
+            and value.producer().inputs[0].const_value is not None
+            for value in node.inputs
+        )
+    }  # type: ignore[union-attr]
     weighted = {layer.name for layer in found.layers if layer.technique and layer.weights}
     assert weighted == {layer.name for layer in found.layers if layer.name in integers and layer.weights}
     assert weighted

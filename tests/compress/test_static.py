@@ -10,10 +10,10 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
-
 from tests.compress.small_graphs import Sketch, executed, feeds_of, noise_ratio, outputs, samples, weights_of
 from tests.compress.structures import INPUT, STRUCTURES
 from tests.slow_papers import affine, layers
+
 from whet.compress.apply import apply_recipe
 from whet.compress.data import Dataset
 from whet.compress.data.dataset import ArraySamples
@@ -27,12 +27,25 @@ Array = np.ndarray[Any, Any]
 VNNI = target("x86-vnni")
 IMAGES = samples({"x": INPUT[1:]})
 # What costs or changes nothing beside the integer kernels: conversions at the border, and moves.
-BORDER = {"QuantizeLinear", "DequantizeLinear", "Transpose", "Reshape", "Flatten", "Shape", "Gather", "Unsqueeze", "Concat", "Slice",
-          "ReorderInput", "ReorderOutput"}
+BORDER = {
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "Transpose",
+    "Reshape",
+    "Flatten",
+    "Shape",
+    "Gather",
+    "Unsqueeze",
+    "Concat",
+    "Slice",
+    "ReorderInput",
+    "ReorderOutput",
+}
 
 
-def static(model: GraphModel, data: Dataset, where: Target = VNNI, *, only: tuple[str, ...] = ("*",), without: tuple[str, ...] = (),
-           **options: Any) -> GraphModel:
+def static(
+    model: GraphModel, data: Dataset, where: Target = VNNI, *, only: tuple[str, ...] = ("*",), without: tuple[str, ...] = (), **options: Any
+) -> GraphModel:
     return apply_recipe(model, Recipe((Step("static", only, without, options),)), where, calibration=data)
 
 
@@ -145,7 +158,11 @@ def test_the_error_of_a_layer_stays_within_its_analytical_bound() -> None:
     # |x'w' - xw| <= |dx| |w'| + |x| |dw|, with a whole step for x and y (the zero point is rounded, so an end may be cut off by half)
     wide = np.abs(weight) + step_w[:, None, None, None] / 2
     bound = step_x * layers.conv2d(np.ones_like(x), wide, None, pad=1)
-    bound += layers.conv2d(np.abs(x), np.ones_like(weight), None, pad=1) * step_w[None, :, None, None] / 2 + step_y + step_x * step_w[None, :, None, None]
+    bound += (
+        layers.conv2d(np.abs(x), np.ones_like(weight), None, pad=1) * step_w[None, :, None, None] / 2
+        + step_y
+        + step_x * step_w[None, :, None, None]
+    )
     assert np.all(np.abs(made - exact) <= bound)
     assert np.abs(made - exact).max() > 0
 
@@ -172,7 +189,9 @@ def test_every_way_of_finding_ranges_works_in_the_graph(ranges: str) -> None:
 
 
 def test_the_percentile_narrows_the_grids() -> None:
-    wide, narrow = (quantising_grids(static(sketched("conv_relu"), IMAGES, ranges="percentile", percentile=share))["x"] for share in (100.0, 90.0))
+    wide, narrow = (
+        quantising_grids(static(sketched("conv_relu"), IMAGES, ranges="percentile", percentile=share))["x"] for share in (100.0, 90.0)
+    )
     assert narrow[0] < 0.7 * wide[0]
 
 
@@ -189,7 +208,11 @@ def test_one_scale_a_layer_where_that_is_asked() -> None:
 
 def test_a_target_without_vnni_gets_seven_bits() -> None:
     def largest(name: str) -> int:
-        return max(int(np.abs(codes).max()) for codes in weights_of(static(sketched("conv_relu"), IMAGES, target(name))).values() if codes.dtype == np.int8)
+        return max(
+            int(np.abs(codes).max())
+            for codes in weights_of(static(sketched("conv_relu"), IMAGES, target(name))).values()
+            if codes.dtype == np.int8
+        )
 
     assert (largest("x86-vnni"), largest("x86")) == (127, 63)
 

@@ -23,13 +23,27 @@ def test_an_unknown_technique_is_refused_with_those_that_there_are() -> None:
 
 
 def test_the_sections_of_a_docstring_are_found_and_unwrapped() -> None:
-    text = "One sentence,\non two lines.\n\nPaper: A 2020,\n  section 3.\nNeeds: nothing.\nCost: one pass.\nLimits: few.\n\nq = round(W / s)\n"
-    assert module._sections(text) == {"": "One sentence, on two lines.", "Paper": "A 2020, section 3.", "Needs": "nothing.", "Cost": "one pass.",
-                                      "Limits": "few."}
+    text = (
+        "One sentence,\non two lines.\n\nPaper: A 2020,\n  section 3.\nNeeds: nothing.\nCost: one pass.\nLimits: few.\n\nq = round(W / s)\n"
+    )
+    assert module._sections(text) == {
+        "": "One sentence, on two lines.",
+        "Paper": "A 2020, section 3.",
+        "Needs": "nothing.",
+        "Cost": "one pass.",
+        "Limits": "few.",
+    }
 
 
-def example(layer: Any, place: Any, *, bits: Annotated[int, Search(8, 4)] = 8, share: Annotated[float, Search(0.5, only=False, least=0, most=1)] = 0.5,
-            how: Annotated[str, Search("a", "b")] = "a", twice: Annotated[bool, Search(True, False)] = True) -> Any:
+def example(
+    layer: Any,
+    place: Any,
+    *,
+    bits: Annotated[int, Search(8, 4)] = 8,
+    share: Annotated[float, Search(0.5, only=False, least=0, most=1)] = 0.5,
+    how: Annotated[str, Search("a", "b")] = "a",
+    twice: Annotated[bool, Search(True, False)] = True,
+) -> Any:
     """Nothing."""
 
 
@@ -46,10 +60,26 @@ def test_a_whole_number_is_a_number() -> None:
     assert (found, type(found)) == (1.0, float)
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("bits", 3), ("bits", True), ("bits", 8.0), ("bits", "8"), ("how", "c"), ("how", 1), ("twice", 1), ("twice", "true"),
-    ("share", 1.5), ("share", -0.1), ("share", float("nan")), ("share", float("inf")), ("share", True), ("share", "1"), ("bits", None),
-])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("bits", 3),
+        ("bits", True),
+        ("bits", 8.0),
+        ("bits", "8"),
+        ("how", "c"),
+        ("how", 1),
+        ("twice", 1),
+        ("twice", "true"),
+        ("share", 1.5),
+        ("share", -0.1),
+        ("share", float("nan")),
+        ("share", float("inf")),
+        ("share", True),
+        ("share", "1"),
+        ("bits", None),
+    ],
+)
 def test_a_value_of_another_type_or_range_is_refused(name: str, value: Any) -> None:
     with pytest.raises(Refused, match=name):
         EXAMPLE.checked({name: value})
@@ -65,31 +95,44 @@ def foreseen(name: str, layer: Layer, where: str = "x86-vnni", **options: Any) -
     return found.foresee(layer, target(where), **found.checked(options))
 
 
-CONV, PRODUCT = Layer("c", "Conv", weight_shape=(8, 3, 3, 3), weight_dtype="float32"), Layer("m", "MatMul", weight_shape=(64, 32), weight_dtype="float32")
+CONV, PRODUCT = (
+    Layer("c", "Conv", weight_shape=(8, 3, 3, 3), weight_dtype="float32"),
+    Layer("m", "MatMul", weight_shape=(64, 32), weight_dtype="float32"),
+)
 
 
-@pytest.mark.parametrize(("name", "layer", "options", "wanted"), [
-    ("static", CONV, {}, (True, "int8", "uint8", 8)),
-    ("static", Layer("a", "Add"), {}, (True, "", "uint8", 8)),
-    ("static", Layer("t", "Tanh"), {}, (False, "float32", "float32", 32)),
-    ("static", Layer("p", "AveragePool"), {}, (False, "float32", "float32", 32)),
-    ("weight_only", CONV, {"bits": 4}, (True, "int4", "float32", 4)),
-    ("weight_only", PRODUCT, {"symmetric": False}, (True, "uint8", "float32", 8)),
-    ("weight_only", Layer("a", "Add"), {}, (False, "float32", "float32", 32)),
-    ("dynamic", PRODUCT, {}, (True, "int8", "uint8 (dynamic)", 8)),
-    ("dynamic", CONV, {}, (False, "float32", "float32", 32)),
-    ("dynamic", CONV, {"convolutions": True}, (True, "int8", "uint8 (dynamic)", 8)),
-    ("float16", CONV, {}, (True, "float16", "float32", 16)),
-    ("float16", Layer("a", "Add"), {}, (False, "float32", "float32", 32)),
-])
+@pytest.mark.parametrize(
+    ("name", "layer", "options", "wanted"),
+    [
+        ("static", CONV, {}, (True, "int8", "uint8", 8)),
+        ("static", Layer("a", "Add"), {}, (True, "", "uint8", 8)),
+        ("static", Layer("t", "Tanh"), {}, (False, "float32", "float32", 32)),
+        ("static", Layer("p", "AveragePool"), {}, (False, "float32", "float32", 32)),
+        ("weight_only", CONV, {"bits": 4}, (True, "int4", "float32", 4)),
+        ("weight_only", PRODUCT, {"symmetric": False}, (True, "uint8", "float32", 8)),
+        ("weight_only", Layer("a", "Add"), {}, (False, "float32", "float32", 32)),
+        ("dynamic", PRODUCT, {}, (True, "int8", "uint8 (dynamic)", 8)),
+        ("dynamic", CONV, {}, (False, "float32", "float32", 32)),
+        ("dynamic", CONV, {"convolutions": True}, (True, "int8", "uint8 (dynamic)", 8)),
+        ("float16", CONV, {}, (True, "float16", "float32", 16)),
+        ("float16", Layer("a", "Add"), {}, (False, "float32", "float32", 32)),
+    ],
+)
 def test_what_is_foreseen(name: str, layer: Layer, options: dict[str, Any], wanted: tuple[bool, str, str, int]) -> None:
     found = foreseen(name, layer, **options)
     assert (found.applies, found.weights, found.activations, found.bits) == wanted
     assert found.runs_as if found.applies else found.note
 
 
-@pytest.mark.parametrize(("layer", "block", "runs_as", "kept"), [(PRODUCT, 32, "MatMulNBits", 32), (PRODUCT, 0, "float32 MatMul", 0), (CONV, 32, "float32 Conv", 0),
-                                                              (Layer("m", "MatMul", weight_shape=(3, 64, 32)), 32, "float32 MatMul", 0)])
+@pytest.mark.parametrize(
+    ("layer", "block", "runs_as", "kept"),
+    [
+        (PRODUCT, 32, "MatMulNBits", 32),
+        (PRODUCT, 0, "float32 MatMul", 0),
+        (CONV, 32, "float32 Conv", 0),
+        (Layer("m", "MatMul", weight_shape=(3, 64, 32)), 32, "float32 MatMul", 0),
+    ],
+)
 def test_blocks_are_foreseen_where_there_is_one_summed_dimension(layer: Layer, block: int, runs_as: str, kept: int) -> None:
     found = foreseen("weight_only", layer, block=block)
     assert found.runs_as.startswith(runs_as)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests.compress.operators_with_weights import CASES, Case, on_grid
 from tests.compress.small_graphs import Sketch, executed, feeds_of, noise_ratio, outputs, samples, weights_of
 from tests.slow_papers import layers
+
 from whet.compress.apply import apply_recipe
 from whet.compress.graph import GraphModel
 from whet.compress.grid import quantise, weight_grid
@@ -42,8 +42,11 @@ def close(case: Case, made: GraphModel, wanted: GraphModel, tolerance: float) ->
 def test_the_exported_model_is_float_with_weights_on_the_grid(name: str, bits: int, symmetric: bool) -> None:
     case = CASES[name]()
     made = weight_only(case.model(), bits=bits, symmetric=symmetric)
-    wanted = case.with_weights(lambda _, weight, axis: on_grid(weight * (0.5 if "alpha" in name else 1), axis, bits, symmetric=symmetric)
-                               / (0.5 if "alpha" in name else 1))
+    wanted = case.with_weights(
+        lambda _, weight, axis: (
+            on_grid(weight * (0.5 if "alpha" in name else 1), axis, bits, symmetric=symmetric) / (0.5 if "alpha" in name else 1)
+        )
+    )
     assert close(case, made, wanted, 2e-6)
     assert not close(case, made, case.model(), 1e-4)
     assert set(executed(made)) <= FLOAT_ONLY
@@ -88,7 +91,9 @@ def test_what_has_no_one_summed_dimension_gets_a_scale_a_channel(name: str) -> N
 @pytest.mark.parametrize("name", sorted(BLOCKED))
 def test_blocks_without_a_packed_kernel_come_back_at_load(name: str, bits: int, symmetric: bool) -> None:
     case, factor = CASES[name](), 0.5 if "alpha" in name else 1.0
-    made = apply_recipe(case.model(), Recipe((Step("weight_only", options={"bits": bits, "block": 32, "symmetric": symmetric}),)), target("jetson"))
+    made = apply_recipe(
+        case.model(), Recipe((Step("weight_only", options={"bits": bits, "block": 32, "symmetric": symmetric}),)), target("jetson")
+    )
     wanted = case.with_weights(lambda _, weight, axis: on_grid(weight * factor, axis, bits, symmetric=symmetric, block=32) / factor)
     assert close(case, made, wanted, 2e-6)
     assert set(executed(made)) <= FLOAT_ONLY
@@ -122,7 +127,11 @@ def test_packed_weights_unpack_to_the_same_numbers(bits: int, block: int, rows: 
     quantised = quantise(weight, weight_grid(weight, bits=bits, symmetric=symmetric, axis=1, block=block))
     packed, scales, zeros = pack_rows(quantised)
     blocks = -(-columns // block)
-    assert (packed.shape, scales.shape, zeros.shape) == ((rows, blocks, block * bits // 8), (rows * blocks,), (rows * -(-blocks * bits // 8),))
+    assert (packed.shape, scales.shape, zeros.shape) == (
+        (rows, blocks, block * bits // 8),
+        (rows * blocks,),
+        (rows * -(-blocks * bits // 8),),
+    )
     assert (packed.dtype, scales.dtype, zeros.dtype) == (np.uint8, np.float32, np.uint8)
     unpacked = layers.matmul_nbits(packed, scales, zeros, rows, columns, bits, block)
     assert np.allclose(unpacked, quantised.values, rtol=1e-6, atol=0)

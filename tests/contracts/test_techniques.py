@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import TensorProto, helper
-
 from tests.compress.small_graphs import Sketch, feeds_of, noise_ratio, outputs, samples, weights_of
+
 from whet.compress.apply import apply_recipe
 from whet.compress.artifacts import load
 from whet.compress.data import Dataset
@@ -72,8 +72,16 @@ EVERY = [pytest.param(name, *case.values, id=f"{name}-{case.id}") for name in NA
 EVERY += [pytest.param(name, *case.values, id=f"{name}-{case.id}") for name in NAMES for case in labelled(extremes(name))]
 
 
-def done(name: str, options: dict[str, Any] | None = None, *, model: GraphModel | None = None, only: tuple[str, ...] = ("*",),
-         without: tuple[str, ...] = (), where: Any = VNNI, data: Dataset | None = DATA) -> GraphModel:
+def done(
+    name: str,
+    options: dict[str, Any] | None = None,
+    *,
+    model: GraphModel | None = None,
+    only: tuple[str, ...] = ("*",),
+    without: tuple[str, ...] = (),
+    where: Any = VNNI,
+    data: Dataset | None = DATA,
+) -> GraphModel:
     step = Step(name, only, without, options or {})
     return apply_recipe(network().model() if model is None else model, Recipe((step,)), where, calibration=data)
 
@@ -219,7 +227,10 @@ def test_a_scale_a_channel_is_no_worse_than_one_for_all(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(("only", "without"), [(("no such layer",), ()), (("*",), ("no such layer",)), (("op:LSTM",), ()), (("fc/2",), ("*",)), (("conv*x",), ())])
+@pytest.mark.parametrize(
+    ("only", "without"),
+    [(("no such layer",), ()), (("*",), ("no such layer",)), (("op:LSTM",), ()), (("fc/2",), ("*",)), (("conv*x",), ())],
+)
 def test_a_selector_that_matches_nothing_is_refused(name: str, only: tuple[str, ...], without: tuple[str, ...]) -> None:
     with pytest.raises(Refused):
         done(name, only=only, without=without)

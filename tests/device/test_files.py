@@ -50,8 +50,12 @@ def test_a_file_that_is_there_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["write", "fsync", "replace"])
-@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk is full"), (errno.EROFS, "Read-only")])
-def test_a_full_disk_is_refused_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int, words: str) -> None:
+@pytest.mark.parametrize(
+    ("number", "words"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk is full"), (errno.EROFS, "Read-only")]
+)
+def test_a_full_disk_is_refused_and_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, number: int, words: str
+) -> None:
     place = tmp_path / "f"
     place.write_text("old")
 
@@ -230,14 +234,18 @@ else:
 """
 
 
-@pytest.mark.parametrize(("kind", "moment"), [("file", "fsync"), ("file", "before replace"), ("folder", "inside"), ("folder", "before replace")])
+@pytest.mark.parametrize(
+    ("kind", "moment"), [("file", "fsync"), ("file", "before replace"), ("folder", "inside"), ("folder", "before replace")]
+)
 def test_killed_in_the_middle_nothing_is_half_written(tmp_path: Path, kind: str, moment: str) -> None:
     place = tmp_path / "out"
     if kind == "file":
         place.write_text("old")
     else:
         filled(place, a="old")
-    ended = subprocess.run([sys.executable, "-c", _KILLED, str(place), moment, kind], env={**os.environ, "PYTHONPATH": str(SRC)}, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(place), moment, kind], env={**os.environ, "PYTHONPATH": str(SRC)}, check=False
+    )
     assert ended.returncode == -signal.SIGKILL
     assert (place if kind == "file" else place / "a").read_text() == "old"
     # What was being written lies beside under a hidden name, and is in nobody's way.

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from tests.sabotage.mistakes import FILES, FOLD, GRID, MISTAKES, Mistake
 
 pytestmark = pytest.mark.slow
@@ -33,9 +32,26 @@ def copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def run(source: Path, tests: str, only: str) -> subprocess.CompletedProcess[str]:
     """The tests on the source in ``source``; the exit status is pytest's (0: all passed, 1: some failed)."""
     chosen = [str(ROOT / "tests" / name) for name in tests.split()]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-m", "not slow",
-               "-o", f"pythonpath={source} {ROOT}", *(["-k", only] if only else []), *chosen]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-x",
+        "-q",
+        "--no-header",
+        "--tb=line",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow",
+        "-o",
+        f"pythonpath={source} {ROOT}",
+        *(["-k", only] if only else []),
+        *chosen,
+    ]
+    return subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.what)

@@ -68,7 +68,9 @@ def parts(shape: tuple[int, ...], axis: int | None, block: int) -> dict[tuple[in
     return found
 
 
-def weight_grid(weight: Array, bits: int, symmetric: bool, axis: int | None, block: int) -> tuple[dict[tuple[int, ...], float], dict[tuple[int, ...], int]]:
+def weight_grid(
+    weight: Array, bits: int, symmetric: bool, axis: int | None, block: int
+) -> tuple[dict[tuple[int, ...], float], dict[tuple[int, ...], int]]:
     """Scale and zero point of every part, in float64.
 
     Symmetric: s = max|W| / (2**(bits-1) - 1), zero point 0. Asymmetric: s = (max - min) / (2**bits - 1) of the range widened to
@@ -90,4 +92,6 @@ def weight_grid(weight: Array, bits: int, symmetric: bool, axis: int | None, blo
 
 def bias(numbers: Array, input_scale: float, weight_scales: Array) -> list[int]:
     """int32 on the accumulator's grid: round(b / (s_x * s_w)), zero point 0 (Jacob et al. 2018, section 2.4)."""
-    return [round(float(b) / float(np.float32(np.float32(input_scale) * np.float32(s)))) for b, s in zip(numbers, weight_scales, strict=True)]
+    return [
+        round(float(b) / float(np.float32(np.float32(input_scale) * np.float32(s)))) for b, s in zip(numbers, weight_scales, strict=True)
+    ]

@@ -68,6 +68,8 @@ def _apply_step(model: GraphModel, step: Step, names: tuple[str, ...], used: Tec
     layers = {layer.name: layer for layer in model.plain_layers()}
     # A layer that folding took in (a batch norm) is done with the layer that took it.
     reasons = {name: _why_not(used, layers[name], target, options) for name in names if name in layers}
+    flow = [name for name in reasons if layers[name].op in ("If", "Loop", "Scan")]
+    reasons |= {name: f"what lies inside the branches of {name} ({layers[name].op}) is not entered" for name in flow}
     ready = [name for name, reason in reasons.items() if not reason]
     if not ready:
         why = "; ".join(sorted(set(reasons.values()))[:3]) or "they were all folded into other layers"

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,9 @@ def original_artifact(model: GraphModel, path: Path | None) -> Artifact:
     if path is not None and path.is_file():
         files = [_described(file, path.parent) for file in files_of(model, path)]
     else:
-        content = model.content
-        files = [ModelFile(MODEL_NAME, hashlib.sha256(content).hexdigest(), len(content))]
+        with tempfile.TemporaryDirectory(prefix="whet-") as folder:
+            model.save(Path(folder) / MODEL_NAME)
+            files = [_described(file, Path(folder)) for file in sorted(Path(folder).iterdir())]
     return Artifact("onnx", model.inputs, model.outputs, tuple(files), session_options=model.session_options)
 
 

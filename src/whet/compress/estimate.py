@@ -76,8 +76,8 @@ class Planned:
 
     @property
     def in_integers(self) -> bool:
-        """Whether the layer's arithmetic is done in integers."""
-        return not self.foresight.runs_as.startswith(("float32 ", "float16 "))
+        """Whether the layer's arithmetic is done in integers, from its inputs on."""
+        return self.foresight.activations.startswith(("int", "uint"))
 
 
 def gain(planned: Planned, op: str, target: Target) -> float | None:

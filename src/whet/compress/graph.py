@@ -20,6 +20,7 @@ from whet.compress.put.sites import Site, sites
 from whet.compress.put.storage import put_float16, put_weight
 from whet.compress.slim import drop_annotations, shorten_names
 from whet.compress.source.naming import name_nodes, name_values
+from whet.compress.source.quiet import quiet
 from whet.compress.statistics import Statistics
 from whet.compress.technique import Change, LayerView
 from whet.compress.weights import Slot, array, constant, rows_first, slots
@@ -223,7 +224,8 @@ def _raise_opset(model: ir.Model, version: int) -> None:
     from onnxscript import version_converter
 
     try:
-        version_converter.convert_version(model, version, fallback=True)
+        with quiet():  # it warns that it leaves the work to onnx's own converter
+            version_converter.convert_version(model, version, fallback=True)
         name_nodes(model.graph)  # an operator that changed its meaning (Softmax) becomes several, and the new ones have no name
         name_values(model)
     except Exception as error:

@@ -43,11 +43,10 @@ def inspect(model: Any, *, example_inputs: Any = None, input_shapes: Mapping[str
 
     example_inputs: for PyTorch, as in ``whet.load``. input_shapes: whole shapes by name of input, where the model leaves sizes open.
     """
-    from whet.compress.artifacts import load, source_file
+    from whet.compress.artifacts import load, original_artifact, source_file
 
     graph = load(model, example_inputs=example_inputs)
-    file = source_file(model)
-    file_bytes = file.stat().st_size if file else None if graph.is_large else len(graph.content)
+    file_bytes = original_artifact(graph, source_file(model)).size_bytes
     return inventory(graph.ir, file_bytes=file_bytes, input_shapes=input_shapes)
 
 

@@ -120,6 +120,6 @@ def _warnings(found: Inventory, after: Mapping[str, Planned], target: Target) ->
     lines = []
     for (name, op), count in slow.items():
         speed = target.speed(name, op)
-        assert speed is not None
-        lines.append(f"{name} makes {op} slower on {target.name}: {speed.ratio:g} of float's speed ({count} layers; {speed.source})")
+        how = f"{speed.ratio:g} of float's speed; {speed.source}" if speed else "by the ratio of its peak rates"
+        lines.append(f"{name} makes {op} slower on {target.name}, {count} layers ({how})")
     return tuple(lines)

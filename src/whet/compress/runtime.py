@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 from onnxruntime import InferenceSession
 
 from whet.compress.data.dataset import Dataset
@@ -52,7 +51,6 @@ def exposed(model: GraphModel, tensors: Collection[str]) -> GraphModel:
             raise Refused(f"observe the tensor {name!r}", found="the graph has none of that name")
         value = values[name]
         if not value.is_graph_output():
-            value.dtype = value.dtype or ir.DataType.FLOAT
             graph.outputs.append(value)
     return copied
 

@@ -13,7 +13,7 @@ from whet.compress.runtime import stored
 from whet.core.outcome import OperatorReport
 from whet.device.operators import OperatorTime, operator_times
 
-REPEATS = 100
+REPEATS, FIRST_REPEATS, SECONDS = 100, 3, 2.0  # as many as fit into the time, after a few that tell how long one takes
 # How onnxruntime 1.31 names what it made of a node: in NCHWc layout after its output, in NHWC with a number, fused products with a suffix.
 _ADDED = re.compile(r"(_nchwc|_token_\d+|_nhwc|/MatMulAddFusion|_MatMulInteger\w*|_quant)+$")
 _ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh")
@@ -22,7 +22,11 @@ _ACTIVATIONS = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh")
 def kernels_of(model: GraphModel, feeds: Mapping[str, Array], threads: int) -> tuple[OperatorTime, ...]:
     """The executed kernels of one inference on this machine, longest first."""
     with stored(model) as source:
-        return operator_times(source, feeds, threads=threads, options=model.session_options, repeats=REPEATS)
+        first = operator_times(source, feeds, threads=threads, options=model.session_options, repeats=FIRST_REPEATS)
+        fitting = int(SECONDS * 1e6 / max(sum(kernel.mean_us for kernel in first), 1.0))
+        if fitting <= FIRST_REPEATS:
+            return first
+        return operator_times(source, feeds, threads=threads, options=model.session_options, repeats=min(fitting, REPEATS))
 
 
 def layer_times(model: GraphModel, kernels: Sequence[OperatorTime]) -> dict[str, float]:

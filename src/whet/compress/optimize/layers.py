@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
-import onnx_ir as ir
 
 from whet.compress.data.dataset import Dataset
 from whet.compress.graph import GraphModel
@@ -18,8 +17,6 @@ from whet.device.operators import OperatorTime
 from whet.device.session import run
 
 SAMPLES = 16
-
-
 Kernels = Sequence[OperatorTime]
 
 
@@ -29,43 +26,42 @@ def layer_reports(folded: GraphModel, made: GraphModel, data: Dataset, kernels: 
 
     kernels: what the runtime executes for each of the two, empty where that is not known (the target is another machine).
     """
-    before = {layer.name: layer for layer in inspect(folded).layers}
+    before = {layer.name: layer for layer in inspect(folded).layers if layer.parameters or layer.macs}
     after = {layer.name: layer for layer in inspect(made).layers}
-    quality = output_sqnr(folded, made, data)
+    quality = output_sqnr(folded, made, data, before)
     times = layer_times(folded, kernels[0]), layer_times(made, kernels[1])
     found = []
     for name, layer in before.items():
         new = after.get(name)
-        if layer.parameters or layer.macs:
-            dtype = new.weight_dtype if new else ""
-            found.append(LayerReport(name, layer.op, layer.weight_bytes, new.weight_bytes if new else 0, layer.weight_dtype, dtype,
-                                     layer.macs, quality.get(name), times[0].get(name), times[1].get(name), (damage or {}).get(name)))
+        found.append(LayerReport(name, layer.op, layer.weight_bytes, new.weight_bytes if new else 0, layer.weight_dtype,
+                                 new.weight_dtype if new else "", layer.macs, quality.get(name), times[0].get(name), times[1].get(name),
+                                 (damage or {}).get(name)))
     return tuple(found)
 
 
-def output_sqnr(folded: GraphModel, made: GraphModel, data: Dataset) -> dict[str, float]:
+def output_sqnr(folded: GraphModel, made: GraphModel, data: Dataset, layers: Collection[str]) -> dict[str, float]:
     """Signal to quantisation noise (dB) of each layer's output, errors of earlier layers included, on a few samples.
 
-    Tensors keep their names from the folded original to what was made of it, so they are compared by name.
+    Tensors keep their names from the folded original to what was made of it, so they are compared by name, before they are rounded
+    themselves. A layer whose output is exact, or is no floating point, has none.
     """
     theirs = {value.name for node in made.ir.graph for value in node.outputs}
-    names = {node.name or "": node.outputs[0].name or "" for node in folded.ir.graph if node.outputs[0].name in theirs and _is_float(node)}
+    names = {node.name or "": node.outputs[0].name or "" for node in folded.ir.graph
+             if node.name in layers and node.outputs[0].name in theirs}
     some = data.take(range(min(max(SAMPLES, folded.fixed_batch or 0), len(data))))
     signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     tensors = sorted(set(names.values()))
+    if not tensors:
+        return {}
     try:
         with opened(exposed(folded, tensors)) as float_session, opened(exposed(made, tensors)) as session:
             for feeds, _ in feed_batches(float_session, folded, some, tensors):
                 expected, found = run(float_session, feeds, tensors), run(session, feeds, tensors)
                 for layer, tensor in names.items():
-                    wide = expected[tensor].astype(np.float64)
-                    signal[layer] += float((wide**2).sum())
-                    noise[layer] += float(((found[tensor].astype(np.float64) - wide) ** 2).sum())
-    except WhetError:  # an inner tensor of a type that cannot be an output: then there is no table, which is no harm to the verdict
+                    if np.issubdtype(expected[tensor].dtype, np.floating):
+                        wide = expected[tensor].astype(np.float64)
+                        signal[layer] += float((wide**2).sum())
+                        noise[layer] += float(((found[tensor].astype(np.float64) - wide) ** 2).sum())
+    except WhetError:  # one of the two does not run with its inner tensors shown: then there is no table, and no harm to the verdict
         return {}
     return {layer: 10 * float(np.log10(signal[layer] / noise[layer])) for layer in names if signal[layer] > 0 and noise[layer] > 0}
-
-
-def _is_float(node: ir.Node) -> bool:
-    return node.op_type not in ("Shape", "Constant", "ConstantOfShape", "Cast", "Size", "QuantizeLinear", "DequantizeLinear") and \
-        node.outputs[0].dtype in (None, ir.DataType.FLOAT)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import io
 import logging
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 
 from whet.compress.source.onnx_file import prepared
 from whet.compress.source.pooling import restore_pooling
+from whet.compress.source.quiet import quiet
 from whet.core.errors import Refused, Unsupported
 
 if TYPE_CHECKING:
@@ -201,32 +200,12 @@ def _export(module: torch.nn.Module, call: _Call, axes: dict[int, int], opset: i
         each = [{axes[i]: batch} if i in axes else None for i in range(len(call.tensors))]
         shapes = (tuple(each),) if call.starred else dict(zip(call.names, each, strict=True))
     arguments, keywords = call.arguments()
-    with _silence():
+    with quiet():
         program = torch.onnx.export(module, arguments, kwargs=keywords, dynamo=True, verbose=False, dynamic_shapes=shapes,
                                     opset_version=opset)
     if program is None:
         raise RuntimeError("the exporter returned nothing")
     return program.model
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """torch's exporter warns, logs and prints about its own insides; nothing of it is for the user."""
-    known = [name for name in logging.root.manager.loggerDict if name.startswith("torch.")]
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir", *known)]
-    levels = [log.level for log in loggers]
-    with ExitStack() as stack:
-        stack.enter_context(warnings.catch_warnings())
-        warnings.simplefilter("ignore")
-        stack.enter_context(redirect_stdout(io.StringIO()))
-        stack.enter_context(redirect_stderr(io.StringIO()))
-        for log in loggers:
-            log.setLevel(logging.CRITICAL + 1)
-        try:
-            yield
-        finally:
-            for log, level in zip(loggers, levels, strict=True):
-                log.setLevel(level)
 
 
 def _own_weights(model: ir.Model) -> None:

@@ -122,7 +122,7 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 def on_grid(weight: Array, axis: int, bits: int, *, symmetric: bool = True, block: int = 0, per_channel: bool = True) -> Array:
-    """The weight as it comes back from its grid, computed slowly: one scale along ``axis``, or a block of the other axis, or one for all."""
+    """The weight as it comes back from its grid, computed slowly: a scale a channel of ``axis``, or a block, or one for all."""
     rows = np.moveaxis(weight, axis, 0)
     flat = rows.reshape(len(rows), -1)
     where = None if not per_channel else 1 if block else 0

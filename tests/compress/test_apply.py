@@ -267,7 +267,8 @@ def test_control_flow_comes_out_with_what_can_be_done_or_a_reason(assets: Path, 
     try:
         made = apply(model, technique, target=VNNI)
     except Unsupported as refused:
-        assert "If" in str(refused) or "no weights" in str(refused)
+        if "If" not in str(refused) and "no weights" not in str(refused):
+            raise
         return
     wanted = outputs(model, feeds)
     assert all(noise_ratio(found, wanted[output]) < 0.05 for output, found in outputs(made, feeds).items())

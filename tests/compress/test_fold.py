@@ -192,6 +192,42 @@ def test_alpha_and_beta_are_gone(trans_b: int, factors: dict[str, Any], bias: st
     assert not {"alpha", "beta"} & set(gemm.attributes)
 
 
+# -- pools -----------------------------------------------------------------------------------------------------------------------
+
+
+def pooled(size: tuple[int | str, int | str], infer: bool = True, **attributes: Any) -> GraphModel:
+    sketch = Sketch()
+    y = sketch.conv(sketch.input("x", ["N", 3, *size]), (3, 4))
+    sketch.output(sketch.node("AveragePool", y, **attributes))
+    return sketch.model(infer=infer)
+
+
+@pytest.mark.parametrize("infer", [True, False])
+@pytest.mark.parametrize("more", [{}, {"strides": [6, 5]}, {"count_include_pad": 1}, {"pads": [0] * 4}, {"ceil_mode": 1}])
+def test_a_pool_over_the_whole_map_becomes_a_global_one(infer: bool, more: dict[str, Any]) -> None:
+    folded = folded_like(pooled((6, 5), infer, kernel_shape=[6, 5], **more), image(2, 3, 6, 5))
+    assert ops(folded) == ["Conv", "GlobalAveragePool"]
+    assert [node.name for node in folded.nodes] == ["conv_0", "averagepool_1"]
+
+
+@pytest.mark.parametrize("infer", [True, False])
+@pytest.mark.parametrize(
+    ("size", "attributes"),
+    [
+        ((6, 5), {"kernel_shape": [5, 5]}),
+        ((6, 5), {"kernel_shape": [6, 3]}),
+        ((6, 5), {"kernel_shape": [6, 5], "pads": [0, 1, 0, 0]}),
+        ((3, 3), {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER"}),
+        (("H", "W"), {"kernel_shape": [1, 1]}),
+        (("H", 5), {"kernel_shape": [6, 5]}),
+    ],
+)
+def test_every_other_pool_stays(infer: bool, size: Any, attributes: dict[str, Any]) -> None:
+    sizes = [6 if each == "H" else 5 if each == "W" else each for each in size]
+    folded = folded_like(pooled(size, infer, **attributes), image(2, 3, *sizes))
+    assert ops(folded) == ["Conv", "AveragePool"]
+
+
 # -- what stands beside ----------------------------------------------------------------------------------------------------------
 
 

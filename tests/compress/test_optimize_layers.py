@@ -63,7 +63,6 @@ def test_every_layer_with_weights_gets_a_time_and_most_of_the_time_is_put_down(t
     assert set(found) <= {node.name for node in model.nodes}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet20_cifar10", "kws_mlperf_tiny", "cwru_bearing"])
 def test_real_models_too(name: str, assets: Path) -> None:
     model = load(assets / name / "model.onnx")

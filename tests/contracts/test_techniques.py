@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -215,7 +216,7 @@ def test_the_error_falls_as_bits_rise(name: str) -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_smaller_blocks_are_no_worse(name: str, bits: int) -> None:
     errors = [weight_error(name, {"bits": bits, "block": block, "accuracy_level": 0}) for block in (16, 32, 64, 128, 0)]
-    assert all(small <= large * 1.02 for small, large in zip(errors, errors[1:], strict=False))
+    assert all(small <= large * 1.02 for small, large in itertools.pairwise(errors))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "per_channel" in {option.name for option in technique(name).options}])
@@ -267,7 +268,8 @@ def test_every_target_gets_a_model_or_a_reason(name: str, where: str) -> None:
     try:
         made = done(name, where=target(where))
     except Unsupported as error:
-        assert error.found
+        if not error.found:
+            raise
         return
     wanted = outputs(network().model(), feeds_of(DATA))
     assert all(noise_ratio(found, wanted[output]) < 0.06 for output, found in outputs(made, feeds_of(DATA)).items())

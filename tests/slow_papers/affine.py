@@ -80,10 +80,7 @@ def weight_grid(
     for key, places in parts(weight.shape, axis, block).items():
         values = [float(weight[place]) for place in places]
         low, high = min(0.0, *values), max(0.0, *values)
-        if symmetric:
-            scale = max(-low, high) / (2 ** (bits - 1) - 1)
-        else:
-            scale = (high - low) / (2**bits - 1)
+        scale = max(-low, high) / (2 ** (bits - 1) - 1) if symmetric else (high - low) / (2**bits - 1)
         scale = scale if scale > 0 else 1.0
         scales[key] = scale
         zeros[key] = 0 if symmetric else min(max(round(-low / float(np.float32(scale))), 0), 2**bits - 1)

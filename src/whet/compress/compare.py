@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from whet.compress.artifacts import files_of, load, source_file
+from whet.compress.artifacts import load, source_file
 from whet.compress.data import Dataset, load_data
 from whet.compress.evaluate import Comparison, compare_outputs
 from whet.compress.graph import GraphModel
-from whet.compress.measure import opened_file
+from whet.compress.measure import opened_files
 from whet.compress.runtime import one_inference, outputs_of
 from whet.core.document import Document
 from whet.core.errors import Refused
@@ -59,16 +59,14 @@ def _quality(first: GraphModel, second: GraphModel, samples: Dataset, metric: st
 def _costs(first: tuple[GraphModel, Any], second: tuple[GraphModel, Any], samples: Dataset | None, threads: int | None,
            seconds: float) -> tuple[dict[str, Measurement], dict[str, Measurement]]:
     feeds = one_inference(first[0], samples) if samples is not None else example_feeds(first[0].inputs)
-    given = [source_file(source) for _, source in (first, second)]
-    with opened_file(first[0], given[0]) as one, opened_file(second[0], given[1]) as other:
-        paths, models = {"parent": one, "candidate": other}, {"parent": first[0], "candidate": second[0]}
-        sessions = {name: open_session(path, threads=threads, options={**models[name].session_options, SPINNING_STOP: "1"})
-                    for name, path in paths.items()}
+    with opened_files(first[0], source_file(first[1])) as one, opened_files(second[0], source_file(second[1])) as other:
+        files, models = {"parent": one, "candidate": other}, {"parent": first[0], "candidate": second[0]}
+        sessions = {name: open_session(paths[0], threads=threads, options={**models[name].session_options, SPINNING_STOP: "1"})
+                    for name, paths in files.items()}
         times = interleave(sessions, dict.fromkeys(sessions, feeds), parent="parent", seconds=seconds)
         found = {}
-        for name, path in paths.items():
-            memory = memory_use(path, feeds=feeds, threads=threads, options=models[name].session_options)
-            files = files_of(models[name], path) if path in given else sorted(path.parent.iterdir())
-            every = (*times[name].measurements, *memory, disk_size(files))
+        for name, paths in files.items():
+            memory = memory_use(paths[0], feeds=feeds, threads=threads, options=models[name].session_options)
+            every = (*times[name].measurements, *memory, disk_size(paths))
             found[name] = {each.name: replace(each, artifact=models[name].artifact_id) for each in every}
     return found["parent"], found["candidate"]

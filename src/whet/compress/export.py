@@ -27,7 +27,7 @@ def export(model: Any, path: str | os.PathLike[str], *, format: str = "onnx", ex
         raise Refused(f"export to {place}", found=f"a name that ends in {place.suffix or 'nothing'}", do="end it in .onnx")
     graph = load(model, example_inputs=example_inputs)
     with new_folder(place.parent / f".{place.name}.export") as beside:
-        graph.save(beside / place.name)
+        (graph.slimmed() if graph.artifact_id else graph).save(beside / place.name)  # of an artifact, the very bytes that were measured
         for file in beside.iterdir():
             os.replace(file, place.parent / file.name)
     (place.parent / f".{place.name}.export").rmdir()

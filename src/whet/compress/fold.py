@@ -18,10 +18,14 @@ from whet.compress.weights import array, as_stored, constant, float_attribute, i
 def fold(model: ir.Model) -> None:
     """Fold batch norms into the convolution or product before them, and biases into matrix products. Changes the model."""
     editor = Editor(model.graph)
-    matrices = _matrices(model)
+    shapes = _shapes(model)
     for node in list(model.graph):
-        if node.op_type == "MatMul" and node.inputs[0] in matrices:
+        if node.op_type == "MatMul" and len(shapes.get(node.inputs[0], ())) == 2:
             _fold_bias(node, editor)
+        elif node.op_type == "AveragePool" and _covers(node, shapes.get(node.inputs[0], ())):
+            # The same function, for which runtimes have a fast integer kernel, which they have not for windows that slide.
+            node.op_type = "GlobalAveragePool"
+            node.attributes.clear()
     for node in list(model.graph):
         if node.op_type == "BatchNormalization":
             _fold_batch_norm(node, editor)
@@ -41,12 +45,24 @@ def only_reader(value: ir.Value) -> ir.Node | None:
     return reader if made is None or reader.graph is made.graph else None
 
 
-def _matrices(model: ir.Model) -> set[ir.Value]:
-    """What matrix products read that has two dimensions. Many files do not say; then it is inferred."""
-    read = [node.inputs[0] for node in model.graph if node.op_type == "MatMul" and node.inputs[0] is not None]
-    known = infer_shapes(model) if any(value.shape is None for value in read) else {}
-    ranks = {value: len(value.shape) if value.shape is not None else len(known.get(value.name or "", ("", ()))[1]) for value in read}
-    return {value for value, rank in ranks.items() if rank == 2}
+def _shapes(model: ir.Model) -> dict[ir.Value | None, tuple[int | None, ...]]:
+    """The shapes of what products and pools read; None for a size that is open. Many files do not say; then they are inferred."""
+    read = [node.inputs[0] for node in model.graph if node.op_type in ("MatMul", "AveragePool") and node.inputs[0] is not None]
+    shapes: dict[ir.Value | None, tuple[int | None, ...]] = {
+        value: tuple(size if isinstance(size, int) else None for size in value.shape) for value in read if value.shape is not None}
+    if len(shapes) == len(set(read)):
+        return shapes
+    # Inference takes an open size as 1, which is no size: with one beside the batch, only the number of dimensions is known.
+    closed = all(value.shape is not None and all(isinstance(size, int) for size in list(value.shape)[1:]) for value in model.graph.inputs)
+    known = {name: shape if closed else (None,) * len(shape) for name, (_, shape) in infer_shapes(model).items()}
+    return shapes | {value: known[value.name] for value in read if value not in shapes and value.name in known}
+
+
+def _covers(pool: ir.Node, shape: tuple[int | None, ...]) -> bool:
+    """Whether the window of a pool is the whole map of its input."""
+    kernel = tuple(pool.attributes.get_ints("kernel_shape", []))
+    plain = not any(pool.attributes.get_ints("pads", [])) and set(pool.attributes.get_ints("dilations", [])) <= {1}
+    return plain and pool.attributes.get_string("auto_pad", "NOTSET") in ("NOTSET", "VALID") and kernel == shape[2:] and len(kernel) > 0
 
 
 def _fold_batch_norm(norm: ir.Node, editor: Editor) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from whet.compress.artifacts import MODEL_NAME, load, source_file
+from whet.compress.artifacts import MODEL_NAME, files_of, load, source_file
 from whet.compress.data import load_data
 from whet.compress.graph import GraphModel
 from whet.compress.inspect import inventory
@@ -28,9 +28,9 @@ def measure(model: Any, *, data: Any = None, threads: int | None = None, seconds
     feeds = None if data is None else one_inference(graph, load_data(data, graph.inputs))
     shapes = {name: values.shape for name, values in feeds.items()} if feeds else None
     found = inventory(graph.ir, input_shapes=shapes)
-    with opened_file(graph, source_file(model)) as path:
+    with opened_files(graph, source_file(model)) as (path, *beside):
         return profile(path, feeds=feeds, threads=threads, options=graph.session_options, limits=machine_limits(threads=threads),
-                       seconds=seconds, macs=macs_by_dtype(found), weight_bytes=found.weight_bytes)
+                       seconds=seconds, macs=macs_by_dtype(found), weight_bytes=found.weight_bytes, files=beside)
 
 
 def macs_by_dtype(found: Inventory) -> dict[str, int]:
@@ -44,12 +44,12 @@ def macs_by_dtype(found: Inventory) -> dict[str, int]:
 
 
 @contextmanager
-def opened_file(graph: GraphModel, file: Path | None) -> Iterator[Path]:
-    """The model as a file: its own, or else a temporary one in a folder of its own."""
+def opened_files(graph: GraphModel, file: Path | None) -> Iterator[list[Path]]:
+    """The files of the model, the one to open first: its own, or else temporary ones."""
     if file is not None:
-        yield file
+        yield [file, *(each for each in files_of(graph, file) if each != file)]
         return
     with tempfile.TemporaryDirectory(prefix="whet-") as folder:
         path = Path(folder) / MODEL_NAME
         graph.save(path)
-        yield path
+        yield [path, *(each for each in Path(folder).iterdir() if each != path)]

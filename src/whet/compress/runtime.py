@@ -14,7 +14,7 @@ from whet.compress.data.dataset import Dataset
 from whet.compress.evaluate.predict import predict
 from whet.compress.graph import GraphModel
 from whet.compress.grid import Array
-from whet.core.errors import Refused
+from whet.core.errors import Refused, Unsupported, WhetError
 from whet.device.session import open_session, run
 
 # Tensors of one batch that are held at a time, and the most samples of a batch: more gains no speed on a small machine.
@@ -59,9 +59,12 @@ def feed_batches(session: InferenceSession, model: GraphModel, data: Dataset,
                  outputs: list[str]) -> Iterator[tuple[Mapping[str, Array], int]]:
     """Batches that the model takes, as large as memory and the model allow, and how many samples of each are real.
 
-    A graph whose batch is fixed gets its last batch filled up with samples that it has had already.
+    A graph whose batch is fixed gets its last batch filled up with samples that it has had already. One that says to take any batch
+    and does not (an exporter wrote a 1 into a Reshape, a state has its batch elsewhere) gets its samples one by one.
     """
     batch = model.fixed_batch or _fitting(session, data, outputs)
+    if batch > 1 and not model.fixed_batch and not _takes(session, model, next(data.batches(batch))):
+        batch = 1
     for feeds in data.batches(batch):
         size = len(feeds[data.names[0]])
         yield (_filled(feeds, data.names, batch) if model.fixed_batch else feeds), size
@@ -79,10 +82,25 @@ def _filled(feeds: Mapping[str, Array], names: Collection[str], size: int) -> di
 
 
 def outputs_of(model: GraphModel, data: Dataset, *, threads: int | None = None) -> dict[str, Array]:
-    """The model's outputs on every sample, [n, ...] by name."""
+    """The model's outputs on every sample, [n, ...] by name. What cannot be had in batches is computed one by one."""
     with opened(model, threads=threads) as session:
         size = model.fixed_batch or _fitting(session, data, [spec.name for spec in model.outputs])
-        return predict(lambda feeds: run(session, feeds), data, batch_size=size, fixed=model.fixed_batch is not None)
+        try:
+            return predict(lambda feeds: run(session, feeds), data, batch_size=size, fixed=model.fixed_batch is not None)
+        except WhetError:
+            if size == 1 or model.fixed_batch:
+                raise
+            return predict(lambda feeds: run(session, feeds), data, batch_size=1)
+
+
+def _takes(session: InferenceSession, model: GraphModel, feeds: Mapping[str, Array]) -> bool:
+    """Whether the model runs on the batch and gives as many outputs."""
+    try:
+        found = run(session, feeds, [spec.name for spec in model.outputs])
+    except Unsupported:
+        return False
+    sizes = {len(feeds[spec.name]) for spec in model.inputs if spec.shape and isinstance(spec.shape[0], str)}
+    return all(values.ndim and len(values) in sizes for values in found.values()) or not sizes
 
 
 def _fitting(session: InferenceSession, data: Dataset, outputs: list[str]) -> int:

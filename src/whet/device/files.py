@@ -13,7 +13,8 @@ from pathlib import Path
 from whet.core.errors import Refused
 
 # The place is at fault, and another one may do. EBUSY: the folder that one stands in, or that a disk is mounted on.
-_WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EBUSY, errno.ENAMETOOLONG, errno.ELOOP)
+_WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.EBUSY, errno.ENAMETOOLONG,
+                errno.ELOOP)
 
 
 def write_file(path: Path, content: bytes | str) -> None:

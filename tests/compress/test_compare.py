@@ -54,6 +54,7 @@ def test_quality_is_paired_over_the_same_samples(files: dict[str, Path]) -> None
     assert found.quality is not None
     assert (found.quality.metric, found.quality.n) == ("accuracy", 400)
     assert 0.9 < (found.quality.parent.value or 0) < 1
+    assert 15 < (found.quality.sqnr_db.value or 0) < 60  # the candidate is beside its parent, and not beside itself
     drop, lost, gained = found.quality.drop.value, found.quality.lost, found.quality.gained
     assert lost is not None
     assert gained is not None

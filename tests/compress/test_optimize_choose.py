@@ -131,8 +131,10 @@ def test_the_front_holds_all_that_nothing_beats_and_nothing_else(found: Trials) 
 
 
 def test_a_value_that_one_trial_lacks_is_left_out_for_all() -> None:
-    found = with_front((original(model_rss_bytes=10.0), measured("a", drop=0.0, latency_ratio=0.5, size_bytes=500.0, model_rss_bytes=None)))
-    assert [trial.on_front for trial in found] == [False, True]  # better in everything that both have
+    found = with_front((original(model_rss_bytes=10.0),
+                        measured("unknown", drop=0.005, latency_ratio=0.9, size_bytes=900.0, model_rss_bytes=None),
+                        measured("best", drop=0.0, latency_ratio=0.5, size_bytes=500.0, model_rss_bytes=20.0)))
+    assert [trial.on_front for trial in found] == [False, False, True]  # better in everything that all have
 
 
 def test_a_skipped_trial_changes_nothing() -> None:

@@ -197,6 +197,14 @@ MISTAKES = (
         FOLD,
         "every_shape",
     ),
+    Mistake(
+        "sliding pools become global ones",
+        "compress/fold.py",
+        "kernel == shape[2:] and len(kernel) > 0",
+        "len(kernel) == len(shape[2:]) > 0",
+        FOLD,
+        "pool",
+    ),
     # -- placement of Q and DQ
     Mistake(
         "a pair between an operator and its relu",

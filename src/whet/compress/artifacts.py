@@ -88,6 +88,8 @@ def original_artifact(model: GraphModel, path: Path | None) -> Artifact:
     """The manifest of a model that Whet did not make: its file where it has one, else the bytes it would be written as."""
     if path is not None and path.is_file():
         files = [_described(file, path.parent) for file in files_of(model, path)]
+    elif not model.is_large:
+        files = [ModelFile(MODEL_NAME, hashlib.sha256(model.content).hexdigest(), len(model.content))]
     else:
         with tempfile.TemporaryDirectory(prefix="whet-") as folder:
             model.save(Path(folder) / MODEL_NAME)

@@ -338,7 +338,7 @@ MISTAKES = (
         "inner tensors are all floats",
         "compress/runtime.py",
         "            graph.outputs.append(value)\n",
-        "            import onnx_ir\n            value.dtype = value.dtype or onnx_ir.DataType.FLOAT\n            graph.outputs.append(value)\n",
+        "            value.dtype = value.dtype or __import__('onnx_ir').DataType.FLOAT\n            graph.outputs.append(value)\n",
         RUNTIME,
         "any_type",
     ),

@@ -14,7 +14,7 @@ import pytest
 from tests.compress import digits
 
 import whet
-from whet.compress.optimize import run, trials
+from whet.compress.optimize import run, searching, trials
 from whet.compress.optimize.bench import Bench
 from whet.core.errors import Refused, Untrusted
 from whet.core.measurement import Interval, Measurement
@@ -51,7 +51,8 @@ def made_up_time(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
         return {each.name: each for each in found}
 
     monkeypatch.setattr(Bench, "_measured", measured)
-    monkeypatch.setattr(run, "kernels_of", lambda *_: ())
+    for module in (run, searching):
+        monkeypatch.setattr(module, "kernels_of", lambda *_: ())
 
 
 def optimized(files: dict[str, Path], out: Path, **options: Any) -> Outcome:

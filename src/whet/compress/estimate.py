@@ -127,7 +127,10 @@ def memory_measurement(inventory: Inventory, changes: Mapping[str, Planned], tar
         small = planned is not None and not planned.foresight.runs_as.startswith("float32 ")
         weights += weight_bytes(layer, planned.foresight) if planned is not None and small else layer.weight_bytes
     peak = inventory.peak_activation_bytes or 0
-    if inventory.peak_layers and all(name in changes and changes[name].in_integers for name in inventory.peak_layers):
+    ops = {layer.name: layer.op for layer in inventory.layers}
+    followers = {"Relu", "Clip", *target.moving_ops}  # they vanish in a grid, or run on the codes of their neighbours
+    integers = [name in changes and changes[name].in_integers for name in inventory.peak_layers if ops.get(name) not in followers]
+    if integers and all(integers):
         peak //= 4
     held = 0 if target.weights_in_place else weights
     return Measurement("model_rss_bytes", float(held + peak), " B", source="estimated",

@@ -74,10 +74,14 @@ def _judge_one(gate: Gate, found: Measurement | None) -> Reason:
     if gate.proven and found.interval:
         text += f", {found.interval.confidence:.0%} interval {_number(found.interval.low)}..{_number(found.interval.high)}"
     if not passed and found.value <= gate.limit:
-        text += f"; the value is within the limit but {found.n} samples do not prove it"
+        text += f"; the value is within the limit but {found.n} {_counted(gate.measurement)} do not prove it"
     scale = abs(gate.limit) or 1.0
     return Reason(gate.measurement, passed, text, excess=0.0 if passed else min((bound - gate.limit) / scale, _WORST))
 
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def _counted(measurement: str) -> str:
+    return "rounds of timing" if measurement.startswith(("latency", "throughput")) else "samples"

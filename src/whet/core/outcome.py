@@ -12,6 +12,9 @@ from whet.core.gate import Gate, Verdict
 from whet.core.measurement import Measurement
 from whet.core.recipe import Recipe
 
+ORIGINAL = "original"
+"""The name of the trial that is the model as it came."""
+
 GOALS = {"latency": "latency_ratio", "size": "size_bytes", "memory": "model_rss_bytes", "energy": "energy_mj"}
 """What can be minimised, and the measurement that says how much there is of it."""
 
@@ -112,7 +115,7 @@ class Outcome(Document):
     notes: tuple[str, ...] = ()
     began: str = ""
     seconds: float = 0.0
-    original: str = "original"
+    original: str = ORIGINAL
     operators: tuple[OperatorReport, ...] = ()
 
     def trial(self, name: str) -> Trial | None:

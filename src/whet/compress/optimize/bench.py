@@ -48,7 +48,7 @@ class Bench:
         found = dict(self.quality(model).measurements)
         size = disk_size(files_of(model, path))
         own = inspect(model)
-        costs = self._measured(model, path, own) if self.target.here else self._estimated(changes)
+        costs = self._measured(model, path, own) if self.target.here else self.estimated(changes)
         return {**found, size.name: size, **costs}
 
     def quality(self, model: GraphModel) -> Comparison:
@@ -72,7 +72,8 @@ class Bench:
         spent = energy(candidate, self.feeds, macs=macs_by_dtype(own), bytes_moved=own.weight_bytes, seconds=min(self.seconds, 1.2))
         return estimate.by_name([*found.measurements, *memory, spent])
 
-    def _estimated(self, changes: Mapping[str, Planned]) -> dict[str, Measurement]:
+    def estimated(self, changes: Mapping[str, Planned]) -> dict[str, Measurement]:
+        """Latency and memory on a target that is not here, by its table."""
         return estimate.by_name([
             estimate.latency_measurement(self.inventory, changes, self.target), estimate.latency_ms(self.inventory, changes, self.target),
             estimate.memory_measurement(self.inventory, changes, self.target),

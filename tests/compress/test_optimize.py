@@ -124,6 +124,13 @@ def test_a_limit_that_nothing_meets_names_the_closest_and_the_layers_to_blame(fi
     assert any("for accuracy" in trial.name for trial in outcome.trials)
 
 
+def test_where_no_integer_model_passes_gentler_ones_are_tried_though_another_passes(files: dict[str, Path], tmp_path: Path) -> None:
+    outcome = optimized(files, tmp_path / "out", metric="kl", max_drop=1e-5)
+    assert outcome.trial("float16").passed  # type: ignore[union-attr]
+    assert not outcome.trial("int8").passed  # type: ignore[union-attr]
+    assert any("for accuracy" in trial.name for trial in outcome.trials)
+
+
 @pytest.mark.parametrize(("samples", "limit", "advice"), [(20, 0.01, "about [0-9]+ samples"), (400, 0.0, "above 0")])
 def test_what_no_model_could_prove_is_refused_at_once(samples: int, limit: float, advice: str, tmp_path: Path) -> None:
     files = digits.write(tmp_path, evaluated=samples)

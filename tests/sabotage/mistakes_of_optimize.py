@@ -10,12 +10,33 @@ CHOOSE, GATES, SEARCH, WORDS, BLAME, LAYERS, MODELS = (
 COMPARE, MEASURE, EXPORT, ESTIMATE, RUNTIME = (
     f"compress/test_{name}.py" for name in ("compare", "measure", "export", "estimate", "runtime")
 )
-_CHOOSE, _GATES, _SEARCH, _WORDS, _BLAME, _LAYERS, _KERNELS, _BENCH, _TRIALS, _RUN = (
+_CHOOSE, _GATES, _SEARCH, _WORDS, _BLAME, _LAYERS, _KERNELS, _BENCH, _TRIALS, _PLACE, _QUESTION, _SEARCHING, _RUN = (
     f"compress/optimize/{name}.py"
-    for name in ("choose", "gates", "search", "words", "blame", "layers", "kernels", "bench", "trials", "run")
+    for name in (
+        "choose", "gates", "search", "words", "blame", "layers", "kernels", "bench", "trials", "place", "question", "searching", "run",
+    )
 )
 
+WHOLE = "compress/test_optimize.py"
+
 MISTAKES = (
+    # -- question, searching
+    Mistake(
+        "what nobody could prove is tried",
+        _QUESTION,
+        "drop.interval.high <= gate.limit:",
+        "drop.interval.high <= 1e9:",
+        WHOLE,
+        "could_prove",
+    ),
+    Mistake(
+        "any model that passes ends the search",
+        _SEARCHING,
+        "if not any(trial.passed and is_integer(trial) for trial in done):",
+        "if not any(trial.passed for trial in done):",
+        WHOLE,
+        "no_integer_model",
+    ),
     # -- choose
     Mistake(
         "a winner that failed its gates",
@@ -241,8 +262,8 @@ MISTAKES = (
         MODELS,
         "earlier_one",
     ),
-    Mistake("others' files are replaced", _RUN, 'if (out / "best").exists() and not', "if False and not", MODELS, "not_touched"),
-    Mistake("two at once", _RUN, "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_UN", MODELS, "one_folder"),
+    Mistake("others' files are replaced", _PLACE, 'if (out / "best").exists() and not', "if False and not", MODELS, "not_touched"),
+    Mistake("two at once", _PLACE, "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_UN", MODELS, "one_folder"),
     Mistake("blame for what nobody complained of", _RUN, 'if "drop" in failed else ()', "if True else ()", MODELS, "complained"),
     # -- compare, measure, export, estimate, runtime
     Mistake(

@@ -224,6 +224,20 @@ def test_a_full_disk_ends_in_words_and_leaves_nothing_half_written(files: dict[s
     assert not list((tmp_path / "out").rglob("model.onnx"))
 
 
+def test_a_disk_that_is_full_at_the_very_end_ends_in_words_too(files: dict[str, Path], tmp_path: Path,
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    def full(source: Path, place: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(Refused, match="the disk is full"):
+        optimized(files, tmp_path / "out")
+    assert not (tmp_path / "out" / "best").exists()
+    assert not list((tmp_path / "out").glob(".*"))
+
+
 def test_without_labels_fidelity_is_what_is_gated(files: dict[str, Path], tmp_path: Path) -> None:
     images, _ = digits.data()
     outcome = whet.optimize(files["model"], data={"image": images[500:900]}, calibration=files["calib"], out=tmp_path / "out")

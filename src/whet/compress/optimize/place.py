@@ -67,7 +67,8 @@ def written(outcome: Outcome, folder: Path) -> Outcome:
         with new_folder(folder / "best") as best:
             made = (folder / trial.path).parent
             read_artifact(made)  # nothing is shipped that is not what was measured
-            shutil.copytree(made, best, dirs_exist_ok=True)
+            for file in sorted(made.iterdir()):  # copytree would wrap a full disk into an error without a number
+                shutil.copyfile(file, best / file.name)
         write_file(folder / "recipe.toml", trial.recipe.to_text())
         shipped = tuple(replace(each, path=f"best/{MODEL_NAME}") if each is trial else each for each in outcome.trials)
         outcome = replace(outcome, trials=shipped)

@@ -189,7 +189,7 @@ def test_progress_is_told() -> None:
 def test_a_session_against_itself_is_found_equal_as_often_as_promised(assets: Path, threads: int) -> None:
     """One session under two names: 95 % of the intervals should hold 1 (93 to 95 % were measured, docs/measuring.md).
 
-    The bound is far below, for a neighbour on the machine costs some; intervals that take rounds for independent fall below it.
+    The bound lies far below, for a neighbour on the machine costs some.
     """
     session = open_session(assets / "cwru_bearing" / "model.onnx", threads=threads)
     inference = rooms._inference(session, example_feeds(specs(session)[0]))

@@ -26,8 +26,8 @@ MISTAKES = (
     Mistake(
         "halves rounded up",
         "compress/grid.py",
-        "codes = np.rint(np.asarray(values, np.float32) / scale) + zero",
-        "codes = np.floor(np.asarray(values, np.float32) / scale + 0.5) + zero",
+        "    np.rint(codes, out=codes)\n",
+        "    np.floor(codes + 0.5, out=codes)\n",
         GRID,
         "halves",
     ),
@@ -42,8 +42,8 @@ MISTAKES = (
     Mistake(
         "zero point subtracted",
         "compress/grid.py",
-        "np.float32) / scale) + zero\n",
-        "np.float32) / scale) - zero\n",
+        "codes += zero.astype(np.float32)",
+        "codes -= zero.astype(np.float32)",
         GRID,
         "codes_and_values",
     ),
@@ -82,7 +82,7 @@ MISTAKES = (
     Mistake(
         "no clipping",
         "compress/grid.py",
-        "np.clip(codes, grid.lowest, grid.highest).astype(kind)",
+        "np.clip(codes, grid.lowest, grid.highest, out=codes).astype(kind)",
         "codes.astype(np.int64).astype(kind)",
         GRID,
         "halves or narrowest",

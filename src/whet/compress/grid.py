@@ -112,10 +112,13 @@ def weight_grid(weight: Array, *, bits: int, symmetric: bool = True, axis: int |
 def quantise(values: Array, grid: Grid) -> Quantised:
     """Each value to the code of the nearest point of the grid; ties to even codes, values outside to the ends."""
     scale, zero = _spread(grid, values.shape)
-    codes = np.rint(np.asarray(values, np.float32) / scale) + zero
+    # In place and in float32, which holds every code exactly: a table of 2 GB is rounded with one more of its size in memory.
+    codes = np.asarray(np.asarray(values, np.float32) / scale)
+    np.rint(codes, out=codes)
+    codes += zero.astype(np.float32)
     width = np.int16 if grid.bits > 8 else np.int8
     kind = width if grid.signed else np.dtype(f"u{np.dtype(width).name}").type
-    return Quantised(np.clip(codes, grid.lowest, grid.highest).astype(kind), grid)
+    return Quantised(np.clip(codes, grid.lowest, grid.highest, out=codes).astype(kind), grid)
 
 
 def dequantise(codes: Array, grid: Grid) -> Floats:

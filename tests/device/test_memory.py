@@ -11,7 +11,7 @@ from tests.device.tiny_models import dense, graph_model, value
 
 from whet.core.errors import Refused
 from whet.device import memory as rooms
-from whet.device.memory import disk_size, memory_use, peak_memory
+from whet.device.memory import disk_size, memory_use
 
 AT = "2026-01-01T00:00:00Z"
 MIB = 2**20
@@ -52,7 +52,7 @@ def test_ugly_input_names_and_relative_paths_arrive(tmp_path: Path, monkeypatch:
     saved(tmp_path, graph_model([helper.make_node("Relu", [name], ["y"])], [value(name, [2])], [value("y", [2])]))
     (tmp_path / "numpy.py").write_text("raise RuntimeError('the folder that we stand in was imported')")
     monkeypatch.chdir(tmp_path)
-    found = peak_memory(Path("model.onnx"), feeds={name: np.ones(2, np.float32)})
+    found = memory_use(Path("model.onnx"), feeds={name: np.ones(2, np.float32)})[0]
     assert found.value, found.why
 
 
@@ -64,7 +64,7 @@ def test_a_model_that_does_not_load_says_why(tmp_path: Path) -> None:
 
 
 def test_feeds_that_do_not_fit_say_why(tmp_path: Path) -> None:
-    found = peak_memory(saved(tmp_path, dense()), feeds={"q": np.ones(1)})
+    found = memory_use(saved(tmp_path, dense()), feeds={"q": np.ones(1)})[0]
     assert found.value is None
     assert "no value for 'x'" in found.why
 
@@ -81,7 +81,7 @@ def test_a_process_that_fails_gives_no_value_and_the_reason(tmp_path: Path, monk
     real = subprocess.run
     monkeypatch.setattr(rooms.subprocess, "run", lambda command, **kwargs: real([sys.executable, "-S", "-c", script], **kwargs))
     begin = perf_counter()
-    found = peak_memory(saved(tmp_path, dense()), feeds={}, timeout_s=0.3 if "while" in script else 60)
+    found = memory_use(saved(tmp_path, dense()), feeds={}, timeout_s=0.3 if "while" in script else 60)[0]
     assert perf_counter() - begin < 8
     assert found.value is None
     assert why in found.why
@@ -92,20 +92,20 @@ def test_a_process_that_cannot_start_gives_no_value(tmp_path: Path, monkeypatch:
         raise BlockingIOError("no more processes")
 
     monkeypatch.setattr(rooms.subprocess, "run", full)
-    assert "no more processes" in peak_memory(saved(tmp_path, dense()), feeds={}).why
+    assert "no more processes" in memory_use(saved(tmp_path, dense()), feeds={})[0].why
 
 
 def test_no_temporary_files_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(rooms.tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.setattr(rooms, "_fresh_process", lambda *_: {"why": "not today"})
-    peak_memory(saved(tmp_path, dense()), feeds={})
+    memory_use(saved(tmp_path, dense()), feeds={})
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"gone\.onnx"):
-        peak_memory(tmp_path / "gone.onnx", feeds={})
+        memory_use(tmp_path / "gone.onnx", feeds={})
 
 
 def test_disk_size_adds_up(tmp_path: Path) -> None:

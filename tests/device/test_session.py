@@ -185,3 +185,10 @@ def test_an_unreadable_file_says_so(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_explained() -> None:
     with pytest.raises(Unsupported, match=f"onnxruntime {onnxruntime.__version__}.*not an ONNX model"):
         open_session(b"PK\x03\x04 certainly no model")
+
+
+def test_no_outputs_asked_for_are_none_and_not_all() -> None:
+    session = open_session(relu(), threads=1)
+    feeds = example_feeds(specs(session)[0])
+    assert run(session, feeds, []) == {}
+    assert run(session, feeds)

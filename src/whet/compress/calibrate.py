@@ -30,7 +30,7 @@ def collect(model: GraphModel, tensors: Collection[str], data: Dataset, *, histo
         for feeds, size in feed_batches(session, model, data, inner):
             for name in fed:
                 found[name].update(feeds[name])
-            for name, values in (run(session, feeds, inner) if inner else {}).items():
+            for name, values in run(session, feeds, inner).items():
                 found[name].update(values)
             progress.advance(size)
     return found

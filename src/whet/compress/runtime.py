@@ -107,6 +107,5 @@ def _fitting(session: InferenceSession, data: Dataset, outputs: list[str]) -> in
     first = next(iter(data.batches(1)), None)
     if first is None:
         raise Refused("run the model over the data", found="an empty data set", do="give at least one sample")
-    made = run(session, first, outputs) if outputs else {}  # onnxruntime takes an empty list of outputs for all of them
-    one = sum(values.nbytes for values in (*made.values(), *first.values()))
+    one = sum(values.nbytes for values in (*run(session, first, outputs).values(), *first.values()))
     return int(np.clip(BATCH_BYTES // max(one, 1), 1, min(LARGEST_BATCH, len(data))))

@@ -54,7 +54,6 @@ class LayerView:
 
     weight: [out, ...] float32, output channels first, or None where the layer has none. bias: [out] or None.
     inputs, output: statistics of its activations, None where they were not asked for or are not floating point.
-    input_is_grid: for each input, the grid that an earlier layer already put on it.
     """
 
     name: str

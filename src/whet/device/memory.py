@@ -28,21 +28,6 @@ from whet.device.session import Array, open_session, run
 _CPU = ("CPUExecutionProvider",)
 
 
-def peak_memory(
-    model: Path,
-    *,
-    feeds: Mapping[str, Array],
-    threads: int | None = None,
-    options: Mapping[str, str] | None = None,
-    providers: Sequence[str] = _CPU,
-    runs: int = 3,
-    timeout_s: float = 300.0,
-    at: str | None = None,
-) -> Measurement:
-    """``peak_rss_bytes``: the most resident memory of a process that loads ``model`` and runs it. See ``memory_use``."""
-    return memory_use(model, feeds=feeds, threads=threads, options=options, providers=providers, runs=runs, timeout_s=timeout_s, at=at)[0]
-
-
 def memory_use(
     model: Path,
     *,

@@ -103,6 +103,8 @@ def run(session: onnxruntime.InferenceSession, feeds: Mapping[str, Array], names
         if name not in outputs:
             raise Refused(f"compute the output {name!r}", found=f"the model has {_listed(outputs)}", do="name one of its outputs")
     check_feeds(session, feeds)
+    if not wanted:  # onnxruntime takes an empty list for all
+        return {}
     try:
         return dict(zip(wanted, session.run(list(wanted), dict(feeds)), strict=True))
     except Exception as error:

@@ -81,11 +81,21 @@ def test_the_order_of_two_steps_on_different_layers_changes_no_number() -> None:
         assert np.array_equal(found, outputs(second, feeds_of(DATA))[output])
 
 
-def test_a_layer_that_is_quantised_is_not_quantised_again() -> None:
+def test_weights_that_are_codes_are_not_rounded_again() -> None:
     with pytest.raises(Unsupported):
-        apply_recipe(network().model(), steps(("weight_only", "g*", {}), ("weight_only", "g*", {"bits": 4})), VNNI)
-    made = apply_recipe(network().model(), steps(("weight_only", "g*", {}), ("weight_only", "*", {})), VNNI)
-    assert error(made) < 0.02
+        apply_recipe(network().model(), steps(("static", "*", {}), ("weight_only", "*", {"bits": 4})), VNNI, calibration=DATA)
+
+
+def test_of_two_steps_of_one_technique_the_later_one_counts() -> None:
+    twice = apply_recipe(network().model(), steps(("weight_only", "*", {"bits": 4}), ("weight_only", "g*", {})), VNNI)
+    apart = apply_recipe(network().model(), steps(("weight_only", "c*", {"bits": 4}), ("weight_only", "g*", {})), VNNI)
+    assert twice.content == apart.content
+
+
+def test_weights_that_a_step_rounded_go_on_their_grid_into_the_next() -> None:
+    made = apply_recipe(network().model(), steps(("weight_only", "*", {"bits": 4}), ("static", "*", {})), VNNI, calibration=DATA)
+    assert 0.02 < error(made) < 0.2  # of 4 bits, not of 8
+    assert "Conv" not in executed(made)  # and in integers
 
 
 def test_an_empty_recipe_gives_the_model_back() -> None:

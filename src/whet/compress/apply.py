@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from whet.compress.artifacts import load, original_artifact, source_file, write_artifact
-from whet.compress.calibrate import collect
 from whet.compress.data import Dataset, load_data
 from whet.compress.graph import GraphModel
-from whet.compress.put.sites import Site
-from whet.compress.ranges import NEEDS_HISTOGRAM
 from whet.compress.recipes import as_recipe, as_target
-from whet.compress.statistics import Statistics
-from whet.compress.technique import Change, Technique, technique
+from whet.compress.technique import Technique, technique
+from whet.compress.walks import Options, Work, walk_of
 from whet.core.errors import Refused, Unsupported
 from whet.core.inventory import Layer
-from whet.core.progress import track
 from whet.core.recipe import Recipe, Step, matched
 from whet.core.target import Target
 
@@ -46,8 +43,9 @@ def apply(model: Any, recipe: Recipe | Step | str | os.PathLike[str], *, calibra
 def apply_recipe(model: GraphModel, recipe: Recipe, target: Target, *, calibration: Dataset | None = None) -> GraphModel:
     """The model after all steps. The original is left as it is; an empty recipe gives it back.
 
-    Raises Refused where a step matches nothing, an option is unknown or calibration data is missing, and Unsupported where the
-    technique can do nothing to any of the layers that a step names.
+    Steps of one technique that follow each other are done together: ``static`` on some layers with 8 bits and on others with 4 is one
+    integer model. Raises Refused where a step matches nothing, an option is unknown or calibration data is missing, and Unsupported
+    where the technique can do nothing to any of the layers that a step names.
     """
     if not recipe.steps:
         return model
@@ -57,15 +55,41 @@ def apply_recipe(model: GraphModel, recipe: Recipe, target: Target, *, calibrati
         if used.needs == "calibration" and calibration is None:
             raise Refused(f"apply {used.name} without calibration data", do="give some with --calibration; 100 to 300 samples are usual")
     model = model.folded()
-    for step, names, used in chosen:
-        model = _apply_step(model, step, names, used, target, calibration)
-    return model.slimmed()
+    together = [list(group) for _, group in groupby(chosen, key=lambda each: each[2].name)]
+    for index, group in enumerate(together):
+        used = group[0][2]
+        layers = _resolved(model, group, used, target)
+        last = index == len(together) - 1
+        for work in _works(layers, group, used, target, calibration, last):
+            model = walk_of(used)(model, work)
+    return model.settled(target).slimmed()
 
 
-def _apply_step(model: GraphModel, step: Step, names: tuple[str, ...], used: Technique, target: Target,
-                calibration: Dataset | None) -> GraphModel:
-    options = used.checked(step.options)
+_Chosen = tuple[Step, tuple[str, ...], Technique]
+
+
+def _works(layers: Mapping[str, Options], group: Sequence[_Chosen], used: Technique, target: Target, data: Dataset | None,
+           last: bool) -> Iterator[Work]:
+    """One for all steps of the group where each layer is seen on its own, else one a step: its options speak of more than a layer."""
+    if used.view.__name__ == "LayerView":
+        yield Work(used, layers, target, data, last)
+        return
+    for number, (_, names, _) in enumerate(group):
+        yield Work(used, {name: layers[name] for name in names if name in layers}, target, data, last and number == len(group) - 1)
+
+
+def _resolved(model: GraphModel, group: Sequence[_Chosen], used: Technique, target: Target) -> dict[str, Options]:
+    """The options of each layer that the steps can do something to, in the order of execution; a later step overrules an earlier one."""
     layers = {layer.name: layer for layer in model.plain_layers()}
+    found: dict[str, Options] = {}
+    for step, names, _ in group:
+        options = used.checked(step.options)
+        found |= dict.fromkeys(_ready(names, layers, used, options, target), options)
+    return {name: found[name] for name in layers if name in found}
+
+
+def _ready(names: Sequence[str], layers: Mapping[str, Layer], used: Technique, options: Options, target: Target) -> list[str]:
+    """The layers among ``names`` that the technique applies to. Raises Unsupported where there are none."""
     # A layer that folding took in (a batch norm) is done with the layer that took it.
     reasons = {name: _why_not(used, layers[name], target, options) for name in names if name in layers}
     flow = [name for name in reasons if layers[name].op in ("If", "Loop", "Scan")]
@@ -74,50 +98,9 @@ def _apply_step(model: GraphModel, step: Step, names: tuple[str, ...], used: Tec
     if not ready:
         why = "; ".join(sorted(set(reasons.values()))[:3]) or "they were all folded into other layers"
         raise Unsupported(f"apply {used.name} to {', '.join(names[:5])}", found=why, do="choose other layers or another technique")
-    if used.needs == "calibration":
-        assert calibration is not None
-        return _apply_integers(model, ready, used, options, target, calibration)
-    return _apply_weights(model, ready, used, options, target)
+    return ready
 
 
-def _apply_weights(model: GraphModel, names: list[str], used: Technique, options: Mapping[str, Any], target: Target) -> GraphModel:
-    views = model.views(names)
-    changes = {name: {slot: used.apply(view, target, **options) for slot, view in found.items()}
-               for name, found in track(views.items(), used.name, len(views))}
-    bare = [name for name in names if name not in views]  # operators without weights, for techniques that change how they compute
-    return model.with_weights(changes, target, {name: used.apply(model.bare_view(name), target, **options) for name in bare})
-
-
-def _apply_integers(model: GraphModel, names: list[str], used: Technique, options: Mapping[str, Any], target: Target,
-                    calibration: Dataset) -> GraphModel:
-    working = model.copied()
-    found = working.integer_sites(names, target)
-    if not found:
-        found_none = "none of them has weights or a neighbour that computes in integers"
-        raise Unsupported(f"apply {used.name} to {', '.join(names[:5])}", found=found_none,
-                          do="name the convolutions and matrix products too")
-    tensors = observed(found)
-    statistics = collect(working, tensors, calibration, histogram=options.get("ranges") in NEEDS_HISTOGRAM)
-    changes = changes_for(working, found, statistics, used, options, target)
-    return working.with_integers(found, changes, target)
-
-
-def observed(found: Mapping[str, Site]) -> tuple[str, ...]:
-    """The names of the tensors that the grids of these sites lie on, each once."""
-    names: dict[str, None] = {}
-    for site in found.values():
-        for value in (*site.tensors, *(() if site.output is None else (site.output,))):
-            names[value.name or ""] = None
-    return tuple(names)
-
-
-def changes_for(model: GraphModel, found: Mapping[str, Site], statistics: Mapping[str, Statistics], used: Technique,
-                options: Mapping[str, Any], target: Target) -> dict[str, Change]:
-    """The technique on every site."""
-    return {name: used.apply(model.site_view(site, statistics), target, **options)
-            for name, site in track(found.items(), used.name, len(found))}
-
-
-def _why_not(used: Technique, layer: Layer, target: Target, options: Mapping[str, Any]) -> str:
+def _why_not(used: Technique, layer: Layer, target: Target, options: Options) -> str:
     found = used.foresee(layer, target, **options)
     return "" if found.applies else found.note or "it does not apply"

@@ -12,8 +12,9 @@ import onnx_ir as ir
 
 from whet.compress.edit import Editor
 from whet.compress.fold import fold
-from whet.compress.grid import Array, Quantised
+from whet.compress.grid import Array, Grid, Quantised
 from whet.compress.put.dynamic import put_dynamic
+from whet.compress.put.floats import put_bias, put_rows
 from whet.compress.put.half import put_half
 from whet.compress.put.integer import put_integer
 from whet.compress.put.sites import Site, sites
@@ -23,13 +24,14 @@ from whet.compress.source.naming import name_nodes, name_values
 from whet.compress.source.quiet import quiet
 from whet.compress.statistics import Statistics
 from whet.compress.technique import Change, LayerView
-from whet.compress.weights import Slot, array, constant, rows_first, slots
+from whet.compress.weights import Slot, array, constant, first_slot, rows_first, slots
 from whet.core.artifact import TensorSpec
 from whet.core.document import FrozenMap
 from whet.core.errors import Refused
 from whet.core.inventory import Layer
 from whet.core.target import Target
 
+Range = tuple[float, float]
 LARGE_BYTES = 1 << 30
 # Per-channel DequantizeLinear came with opset 13, int4 with 21 (ONNX operator changelog).
 _PER_CHANNEL_OPSET, _NARROW_OPSET = 13, 21
@@ -49,12 +51,19 @@ class GraphModel:
 
     ir: the graph; every node has a name of its own. session_options: what the runtime must be told to compute what was meant.
     origin: where it came from, for messages and reports. artifact_id: of the artifact that it was read from, "" where it was none.
+
+    Between the steps of a recipe: pending holds, by layer and slot, the weights that are rounded but not yet stored as codes (in the
+    graph they are float32 numbers on their grid, so that it runs as it is); ranges, by tensor, what a step found for the grids of
+    activations; reference is the model before anything was rounded, with the same tensors under the same names.
     """
 
     ir: ir.Model
     session_options: Mapping[str, str] = field(default_factory=FrozenMap)
     origin: str = "model"
     artifact_id: str = ""
+    pending: Mapping[tuple[str, Slot], Change] = field(default_factory=dict)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    reference: GraphModel | None = None
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
@@ -120,8 +129,41 @@ class GraphModel:
     def views(self, names: Sequence[str]) -> dict[str, dict[Slot, LayerView]]:
         """For each layer of ``names`` that has weights: a view a weight, by its slot."""
         wanted = set(names)
-        return {node.name or "": {slot: _view(node, slot) for slot in slots(node)} for node in self.ir.graph
+        return {node.name or "": {slot: _view(node, slot, self.pending) for slot in slots(node)} for node in self.ir.graph
                 if node.name in wanted and slots(node)}
+
+    def rounded(self, changes: Mapping[str, Mapping[Slot, Change]]) -> GraphModel:
+        """The model with weights on their grids, as float32 numbers; ``settled`` stores them as codes."""
+        model = self.copied()
+        editor, nodes = Editor(model.ir.graph), {node.name: node for node in model.ir.graph}
+        for name, found in changes.items():
+            for slot, change in found.items():
+                assert isinstance(change.weight, Quantised)
+                put_rows(nodes[name], slot, change.weight.values, editor)
+                if change.bias is not None:
+                    put_bias(nodes[name], slot, change.bias, editor)
+        editor.close()
+        pending = {(name, slot): change for name, found in changes.items() for slot, change in found.items()}
+        return replace(model, pending={**self.pending, **pending}, reference=self.reference or self)
+
+    def settled(self, target: Target) -> GraphModel:
+        """The model with all pending weights stored as codes, where nothing else took them."""
+        changes: dict[str, dict[Slot, Change]] = {}
+        for (name, slot), change in self.pending.items():
+            changes.setdefault(name, {})[slot] = change
+        model = self.with_weights(changes, target, {}) if changes else self
+        return replace(model, pending={}, ranges={}, reference=None)
+
+    def with_floats(self, weights: Mapping[str, Array], biases: Mapping[str, Array]) -> GraphModel:
+        """The first weight ([out, ...]) and the bias ([out]) of some layers replaced; integer biases stay on their grid."""
+        model = self.copied()
+        editor, nodes = Editor(model.ir.graph), {node.name: node for node in model.ir.graph}
+        for name, rows in weights.items():
+            put_rows(nodes[name], slots(nodes[name])[0], rows, editor)
+        for name, bias in biases.items():
+            put_bias(nodes[name], first_slot(nodes[name]), bias, editor)
+        editor.close()
+        return model
 
     def with_weights(self, changes: Mapping[str, Mapping[Slot, Change]], target: Target,
                      computing: Mapping[str, Change]) -> GraphModel:
@@ -145,11 +187,15 @@ class GraphModel:
         return model
 
     def with_integers(self, found: Mapping[str, Site], changes: Mapping[str, Change], target: Target) -> GraphModel:
-        """Sites computing in integers; ``found`` must come from ``integer_sites`` of this very model, which is used up."""
+        """Sites computing in integers; ``found`` must come from ``integer_sites`` of this very model, which is used up.
+
+        Their weights are no longer pending. The reference is left to the caller, who has a copy from before.
+        """
         editor = Editor(self.ir.graph)
         put_integer(found, changes, target, editor)
         editor.close()
-        return self
+        left = {key: change for key, change in self.pending.items() if key[0] not in found}
+        return replace(self, pending=left)
 
     def site_view(self, site: Site, statistics: Mapping[str, Statistics]) -> LayerView:
         """The view of an operator that is to compute in integers."""
@@ -157,7 +203,9 @@ class GraphModel:
         found = slots(node)
         weight, bias = (_weight_and_bias(node, found[0]) if found else (None, None))
         output = None if site.output is None else statistics[site.output.name or ""]
-        return LayerView(node.name or "", node.op_type, weight, bias, tuple(statistics[value.name or ""] for value in site.tensors), output)
+        inputs = tuple(statistics[value.name or ""] for value in site.tensors)
+        return LayerView(node.name or "", node.op_type, weight, bias, inputs, output,
+                         _grid(node, found[0], self.pending) if found else None)
 
     def slimmed(self) -> GraphModel:
         """The model as it ships: without documentation, exporter metadata and the shapes of inner tensors."""
@@ -191,9 +239,15 @@ def _put_stored(node: ir.Node, found: Mapping[Slot, Change], target: Target, edi
             put_float16(node, slot, change.weight, editor)
 
 
-def _view(node: ir.Node, slot: Slot) -> LayerView:
+def _view(node: ir.Node, slot: Slot, pending: Mapping[tuple[str, Slot], Change]) -> LayerView:
     weight, bias = _weight_and_bias(node, slot)
-    return LayerView(node.name or "", node.op_type, weight, bias)
+    return LayerView(node.name or "", node.op_type, weight, bias, grid=_grid(node, slot, pending))
+
+
+def _grid(node: ir.Node, slot: Slot, pending: Mapping[tuple[str, Slot], Change]) -> Grid | None:
+    """The grid that the weight lies on already."""
+    change = pending.get((node.name or "", slot))
+    return change.weight.grid if change is not None and isinstance(change.weight, Quantised) else None
 
 
 def _weight_and_bias(node: ir.Node, slot: Slot) -> tuple[Array, Array | None]:

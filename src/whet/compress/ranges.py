@@ -16,10 +16,13 @@ NEEDS_HISTOGRAM = frozenset({"percentile", "entropy", "mse"})
 
 
 def find_range(statistics: Statistics, method: str, *, codes: int, percentile: float) -> tuple[float, float]:
-    """(low, high) by ``method``: minmax, moving_average, percentile, entropy or mse. Raises Refused where nothing was seen."""
+    """(low, high) by ``method``: minmax, moving_average, percentile, entropy or mse. Raises Refused where nothing was seen.
+
+    A tensor without a histogram has a range that an earlier step found, and keeps it.
+    """
     if statistics.count == 0:
         raise Refused(f"find the range of {statistics.name!r}", found="no calibration sample reached it", do="give more calibration data")
-    if method == "minmax" or statistics.low == statistics.high:
+    if method == "minmax" or statistics.low == statistics.high or (method in NEEDS_HISTOGRAM and not statistics.with_histogram):
         return statistics.low, statistics.high
     if method == "moving_average":
         return statistics.mean_low, statistics.mean_high

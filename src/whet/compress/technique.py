@@ -7,6 +7,8 @@ A technique is a file that holds two functions:
 
 ``NAME`` does the mathematics on one layer; ``foresee`` says without any work what it would do. The first docstring has the
 sections Paper, Needs, Cost and Limits. CLI help, refusal of unknown options, search space and contract tests come from here.
+A technique that must see more than a layer takes one of the views of ``views.py`` as its first parameter; ``walks/`` has the way
+through the model for each.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ class LayerView:
     """One layer as a technique sees it, whatever body it lives in.
 
     weight: [out, ...] float32, output channels first, or None where the layer has none. bias: [out] or None.
+    grid: where the weight already lies, flattened to [out, in], because an earlier step rounded it; None where it is in float.
     inputs, output: statistics of its activations, None where they were not asked for or are not floating point.
     """
 
@@ -62,6 +65,7 @@ class LayerView:
     bias: Array | None = None
     inputs: tuple[Statistics | None, ...] = ()
     output: Statistics | None = None
+    grid: Grid | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +76,7 @@ class Change:
     compute: "float32", "float16", "int8" (inputs and output on the grids given) or "dynamic" (inputs quantised as they come).
     inputs, output: a grid for each input of the layer that is an activation, None for those that stay float.
     kernel: options of the kernel that runs it (block size of MatMulNBits, accuracy level).
+    bias: [out] float32, the layer's bias from now on, or None (as it was).
     """
 
     weight: Quantised | Array | None = None
@@ -79,6 +84,7 @@ class Change:
     inputs: tuple[Grid | None, ...] = ()
     output: Grid | None = None
     kernel: Mapping[str, int] = field(default_factory=FrozenMap)
+    bias: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +115,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Technique:
-    """A technique as its file describes it."""
+    """A technique as its file describes it. view: the class of what it is shown (LayerView, or one of ``views.py``)."""
 
     name: str
     sentence: str
@@ -118,8 +124,9 @@ class Technique:
     cost: str
     limits: str
     options: tuple[Option, ...]
-    apply: Callable[..., Change]
+    apply: Callable[..., Any]
     foresee: Callable[..., Foresight]
+    view: type = LayerView
 
     def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Defaults filled in. Raises Refused on an unknown option or a value outside its range."""
@@ -140,7 +147,7 @@ def technique(name: str) -> Technique:
     function = getattr(module, name)
     sections = _sections(inspect.getdoc(function) or "")
     return Technique(name, sections[""], sections["Paper"], sections["Needs"].rstrip("."), sections["Cost"], sections["Limits"],
-                     _options(function), function, module.foresee)
+                     _options(function), function, module.foresee, _view(function))
 
 
 @cache
@@ -158,7 +165,15 @@ def _sections(text: str) -> dict[str, str]:
     return {"": " ".join(found[0].split("\n\n")[0].split()), **parts}
 
 
-def _options(function: Callable[..., Change]) -> tuple[Option, ...]:
+def _view(function: Callable[..., Any]) -> type:
+    """The class of the technique's first parameter."""
+    first = next(iter(inspect.signature(function).parameters))
+    found = typing.get_type_hints(function)[first]
+    assert isinstance(found, type)
+    return found
+
+
+def _options(function: Callable[..., Any]) -> tuple[Option, ...]:
     hints = typing.get_type_hints(function, include_extras=True)
     found = []
     for parameter in inspect.signature(function).parameters.values():

@@ -44,6 +44,12 @@ def slots(node: ir.Node) -> tuple[Slot, ...]:
     return tuple(slot for slot in found if _is_weight(node, slot.index))
 
 
+def first_slot(node: ir.Node) -> Slot:
+    """The place of the operator's first weight, whether it is a floating point constant or codes behind a DequantizeLinear."""
+    found = _SLOTS[node.op_type][0]
+    return Slot(1, 0, 2) if node.op_type == "Gemm" and int_attribute(node, "transB", 0) else found
+
+
 def constant(node: ir.Node, index: int | None) -> ir.Value | None:
     """The input of that index where it is a constant, else None."""
     if index is None or index >= len(node.inputs):

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from whet.compress.apply import changes_for, observed
 from whet.compress.calibrate import collect
 from whet.compress.data.dataset import Array, Dataset
 from whet.compress.graph import GraphModel
 from whet.compress.ranges import NEEDS_HISTOGRAM
 from whet.compress.runtime import outputs_of
 from whet.compress.technique import technique
+from whet.compress.walks import Work
+from whet.compress.walks.sites import changes_for, observed
 from whet.core.outcome import LayerReport
 from whet.core.progress import track
 from whet.core.recipe import Step
@@ -46,7 +47,8 @@ def _alone(folded: GraphModel, name: str, statistics: Mapping[str, Any], options
     known = dict(statistics)
     if missing:  # alone, a product ends in float where it did not among its neighbours, or the other way round
         known |= collect(folded, missing, data, histogram=options.get("ranges") in NEEDS_HISTOGRAM)
-    changes = changes_for(working, found, known, technique(step.technique), options, target)
+    work = Work(technique(step.technique), dict.fromkeys(found, options), target, data)
+    changes = changes_for(working, found, known, work)
     return relative_error(reference, outputs_of(working.with_integers(found, changes, target), data))
 
 

@@ -30,13 +30,14 @@ def static(layer: LayerView, target: Target, *,
     float32. On x86 without VNNI weights get 7 bits, for their 8-bit products saturate.
 
     Weight of channel c: s_c = max|W_c| / 127, q = clip(round(W_c / s_c), -127, 127).
+    Weights that an earlier step put on a grid stay on it.
     Activation: (low, high) by ``ranges``, widened to hold 0; s = (high - low) / 255, z = round(-low / s).
     Bias: int32 on the grid of the accumulator, s_x * s_c.
     """
     weight = None
     if layer.weight is not None:
         flat = layer.weight.reshape(layer.weight.shape[0], -1)  # [out, in * kernel]
-        weight = quantise(flat, weight_grid(flat, bits=target.weight_bits, axis=0 if per_channel else None))
+        weight = quantise(flat, layer.grid or weight_grid(flat, bits=target.weight_bits, axis=0 if per_channel else None))
     inputs = tuple(None if tensor is None else _activation_grid(tensor, target, ranges, percentile) for tensor in layer.inputs)
     output = None if layer.output is None else _activation_grid(layer.output, target, ranges, percentile)
     return Change(weight, "int8", inputs, output)

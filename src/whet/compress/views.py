@@ -1,0 +1,140 @@
+"""What techniques see when one layer with its statistics is not enough, and what they give back for it.
+
+The class of a technique's first parameter says what it is shown; ``walks/`` has one file for each, which goes through the model
+and puts back what came of it. LayerView itself stands in ``technique.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from whet.compress.grid import Array, Floats, Grid, Quantised
+from whet.compress.statistics import Statistics
+from whet.compress.technique import LayerView
+from whet.core.document import FrozenMap
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class GramView:
+    """A layer and the second moments of its inputs, as the layers before it give them once they are rounded.
+
+    gram: [groups, in, in] float32, the mean of x x^T over ``rows`` input vectors x (a convolution's are its patches, laid out as the
+    weight flattened to [out, in]); groups is 1 but for grouped convolutions, whose output channels belong to the groups in order.
+    """
+
+    layer: LayerView
+    gram: Floats
+    rows: int
+
+
+@dataclass(frozen=True, eq=False)
+class SampleView:
+    """A layer with samples to learn on.
+
+    inputs: [n, ...] as the layers before it give them once they are rounded. targets: what the layer, and the activation right
+    behind it, gave in float. product(x, weight): the same from inputs and a weight [out, ...], with the layer's bias.
+    """
+
+    layer: LayerView
+    inputs: Tensor
+    targets: Tensor
+    product: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorView:
+    """A layer whose model was quantised. error: [out] mean of its output now minus that in float, over samples and positions."""
+
+    layer: LayerView
+    error: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Link:
+    """A layer of a chain. weight: [out, in / group, ...] float32. outputs: statistics of its output before the activation, with
+    channels; None where they were not collected.
+    """
+
+    layer: LayerView
+    group: int = 1
+    outputs: Statistics | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """Layers of which each one's output channels are the next one's input channels, with nothing between them but what lets a
+    positive factor of a channel through (Relu, pooling, padding with 0). ``rectified[i]``: whether a Relu follows link i.
+    """
+
+    links: tuple[Link, ...]
+    rectified: tuple[bool, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Rescaled:
+    """New weights and biases of some layers, in float; the model computes what it did before."""
+
+    weights: Mapping[str, Floats] = field(default_factory=FrozenMap)
+    biases: Mapping[str, Floats] = field(default_factory=FrozenMap)
+
+
+@dataclass(frozen=True, eq=False)
+class SharedInput:
+    """Layers with weights that all read one tensor. peaks: [in] the largest |x| of each of its channels over the samples."""
+
+    name: str
+    layers: tuple[LayerView, ...]
+    peaks: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class TensorView:
+    """An activation that will lie on a grid.
+
+    values: some of its numbers, float32 of any shape. error(fake): mean squared error at the outputs of the layers that read it, or of
+    the tensor itself where none of them has weights, when ``fake`` stands in the place of ``values``.
+    """
+
+    statistics: Statistics
+    values: Floats
+    error: Callable[[Floats], float]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """A part of the model with one input and one output tensor, to be learned as a whole.
+
+    layers: its layers with weights, by name. tensors: the activations in it that will lie on a grid, with their statistics, by name.
+    inputs, exact_inputs: [n, ...] the block's input as the blocks before give it once they are quantised, and as they did in float.
+    targets: [n, ...] the block's output in float.
+    run(x, weights, place): the block's output, with weights [out, ...] by layer, and place(name, tensor) put in the place of each tensor
+    of ``tensors``.
+    """
+
+    name: str
+    layers: Mapping[str, LayerView]
+    tensors: Mapping[str, Statistics]
+    inputs: Tensor
+    exact_inputs: Tensor
+    targets: Tensor
+    run: Callable[[Tensor, Mapping[str, Tensor], Callable[[str, Tensor], Tensor]], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Learned:
+    """What came of a block: weights on grids by layer ([out, in], in the order of its layers), and grids of activations by tensor."""
+
+    weights: Mapping[str, Quantised] = field(default_factory=FrozenMap)
+    activations: Mapping[str, Grid] = field(default_factory=FrozenMap)
+
+
+Range = tuple[float, float]
+"""Lowest and highest value that a grid shall hold."""
+
+Scales = Array
+"""[in] a positive factor for each channel: the input is divided by it, the weights are multiplied."""

@@ -1,0 +1,59 @@
+"""Ways through a model: one file for each kind of view that techniques are shown. A walk builds the views, lets the technique work on
+each, and gives back a new model with what came of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from whet.compress.data import Dataset
+from whet.compress.graph import GraphModel
+from whet.compress.technique import Technique
+from whet.core.errors import Refused
+from whet.core.target import Target
+
+Options = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A step, resolved: the technique, its options for each layer that it is to be done to (in order of execution), target and data.
+
+    last: whether no step comes after it, so that nothing need stay as later steps want it.
+    """
+
+    technique: Technique
+    layers: Mapping[str, Options]
+    target: Target
+    data: Dataset | None
+    last: bool = True
+
+    @property
+    def options(self) -> Options:
+        """The options of the step, where they are the same for all its layers."""
+        return next(iter(self.layers.values()))
+
+    @property
+    def calibration(self) -> Dataset:
+        """The calibration samples. Raises Refused where there are none."""
+        if self.data is None:
+            raise Refused(f"apply {self.technique.name} without calibration data",
+                          do="give some with --calibration; 100 to 300 samples are usual")
+        return self.data
+
+
+Walk = Callable[[GraphModel, Work], GraphModel]
+
+# The view of a technique -> the file here whose function ``walk`` shows it.
+_FILES = {"LayerView": "layers", "GramView": "grams", "SampleView": "samples", "ErrorView": "errors", "Chain": "chains",
+          "SharedInput": "shared_inputs", "TensorView": "tensors", "Block": "blocks"}
+
+
+def walk_of(used: Technique) -> Walk:
+    """The way through the model for what the technique must see."""
+    name = "sites" if used.view.__name__ == "LayerView" and used.needs == "calibration" else _FILES[used.view.__name__]
+    found: Walk = importlib.import_module(f"whet.compress.walks.{name}").walk
+    return found

@@ -45,9 +45,9 @@ floors: $(INSTALLED)  ## only the tests that hold up the floors and the house ru
 docs: $(INSTALLED)  ## only the tests of the documentation
 	$(PYTEST) tests/test_docs.py
 
-bench: $(INSTALLED)  ## compares with onnxruntime's own quantisers and writes benchmarks/RESULTS.md
-	$(BIN)/python benchmarks/ptq_assets.py
+bench: $(INSTALLED)  ## compares with the other quantisers (in environments that it makes) and writes benchmarks/RESULTS.md
+	$(BIN)/python benchmarks/ptq.py
 
 clean:  ## removes .venv, caches and what runs left behind
 	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache build dist
-	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	find src tests benchmarks -path benchmarks/.envs -prune -o -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true

@@ -1,17 +1,7 @@
-"""Time and memory of static quantisation on a ResNet-50-shaped graph with random weights, 64 images, beside onnxruntime's:
-
-    python benchmarks/resnet50.py [--images 64]
-
-Speed and memory only: a network with random weights knows nothing that could be lost.
-"""
+"""A ResNet-50-shaped graph with random weights and images to calibrate it on: for time and memory, not for accuracy."""
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +10,6 @@ from torch import nn
 
 import whet
 
-HERE = Path(__file__).resolve().parent
 STAGES = ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2))  # width, blocks, stride
 
 
@@ -59,22 +48,6 @@ def convolution(channels: int, out: int, kernel: int, stride: int = 1) -> tuple[
     return nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(out)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--images", type=int, default=64)
-    images = parser.parse_args().images
-    with tempfile.TemporaryDirectory() as folder:
-        model, calibration = prepare(Path(folder), images)
-        print("| way | time, s | memory added by the work, MB | file, MB |\n|---|---|---|---|")
-        for way in ("whet-static", "ort-static-u8s8"):
-            out = Path(folder, f"{way}.onnx")
-            command = [sys.executable, str(HERE / "quantise.py"), way, str(model), str(calibration), str(out)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            found = json.loads(done.stdout.splitlines()[-1])
-            added = (found["peak_bytes"] - found["before_bytes"]) / 1e6
-            print(f"| {way} | {found['seconds']:.1f} | {added:.0f} | {out.stat().st_size / 1e6:.1f} |", flush=True)
-
-
 def prepare(folder: Path, images: int) -> tuple[Path, Path]:
     """The model and its calibration images."""
     torch.manual_seed(0)
@@ -87,6 +60,3 @@ def prepare(folder: Path, images: int) -> tuple[Path, Path]:
     np.savez(folder / "calib.npz", image=noise)
     return path, folder / "calib.npz"
 
-
-if __name__ == "__main__":
-    main()

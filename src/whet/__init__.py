@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from whet.compress.artifacts import load as load
     from whet.compress.compare import compare as compare
     from whet.compress.data import load_data as load_data
+    from whet.compress.explain import explain as explain
     from whet.compress.export import export as export
     from whet.compress.inspect import inspect as inspect
     from whet.compress.measure import measure as measure
@@ -43,7 +44,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "apply": "compress.apply", "load": "compress.artifacts", "compare": "compress.compare", "load_data": "compress.data",
-    "export": "compress.export", "inspect": "compress.inspect", "measure": "compress.measure", "optimize": "compress.optimize",
+    "explain": "compress.explain", "export": "compress.export", "inspect": "compress.inspect", "measure": "compress.measure",
+    "optimize": "compress.optimize",
     "plan": "compress.plan", "technique": "compress.technique", "technique_names": "compress.technique",
     "Refused": "core.errors", "Unreachable": "core.errors", "Unsupported": "core.errors", "Untrusted": "core.errors",
     "WhetError": "core.errors", "reporting": "core.progress", "Recipe": "core.recipe", "Step": "core.recipe",

@@ -115,7 +115,7 @@ def test_all_questions_come_before_any_work() -> None:
     with reporting(Loud()):
         for recipe in (
             steps(("weight_only", "c*", {}), ("static", "nothing", {})),
-            steps(("weight_only", "c*", {}), ("static", "g*", {"bits": 4})),
+            steps(("weight_only", "c*", {}), ("static", "g*", {"bits": 9})),
             steps(("weight_only", "c*", {}), ("no such technique", "*", {})),
         ):
             with pytest.raises(Refused):

@@ -14,7 +14,7 @@ import pytest
 from tests.compress import digits
 
 import whet
-from whet.compress.optimize import run, searching, trials
+from whet.compress.optimize import mixing, run, trials
 from whet.compress.optimize.bench import Bench
 from whet.core.errors import Refused, Untrusted
 from whet.core.measurement import Interval, Measurement
@@ -51,7 +51,7 @@ def made_up_time(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
         return {each.name: each for each in found}
 
     monkeypatch.setattr(Bench, "_measured", measured)
-    for module in (run, searching):
+    for module in (run, mixing):
         monkeypatch.setattr(module, "kernels_of", lambda *_: ())
 
 
@@ -121,14 +121,38 @@ def test_a_limit_that_nothing_meets_names_the_closest_and_the_layers_to_blame(fi
     assert outcome.blame
     assert all(name in " ".join(outcome.blame) for name in ("first", "second", "last"))
     assert any(layer.damage is not None for layer in outcome.layers)
-    assert any("for accuracy" in trial.name for trial in outcome.trials)
+    assert any("in float" in trial.name for trial in outcome.trials)
 
 
 def test_where_no_integer_model_passes_gentler_ones_are_tried_though_another_passes(files: dict[str, Path], tmp_path: Path) -> None:
     outcome = optimized(files, tmp_path / "out", metric="kl", max_drop=1e-5)
     assert outcome.trial("float16").passed  # type: ignore[union-attr]
     assert not outcome.trial("int8").passed  # type: ignore[union-attr]
-    assert any("for accuracy" in trial.name for trial in outcome.trials)
+    assert any("in float" in trial.name for trial in outcome.trials)
+
+
+def test_the_stages_end_early_and_say_why(files: dict[str, Path], tmp_path: Path) -> None:
+    outcome = optimized(files, tmp_path / "out")
+    stages = {stage.name: stage for stage in outcome.stages}
+    assert list(stages) == ["plain int8", "better ranges", "equalise and correct", "mixed precision", "learned rounding", "other ways"]
+    assert stages["plain int8"].trials == ("int8",)
+    assert stages["plain int8"].passed
+    assert not stages["equalise and correct"].trials
+    assert "keeps the drop" in stages["equalise and correct"].note
+    made = [name for stage in outcome.stages for name in stage.trials]
+    assert made == [trial.name for trial in outcome.trials[1:]]
+    assert stages["other ways"].best == outcome.winner
+    assert sum(trial.status == "measured" for trial in outcome.trials[1:]) <= 6
+    assert {trial.status for trial in outcome.trials if trial.name in ("float16", "int8 weights")} == {"skipped"}
+
+
+def test_where_bytes_count_weights_get_fewer_bits_until_the_drop_is_too_large(files: dict[str, Path], tmp_path: Path) -> None:
+    outcome = optimized(files, tmp_path / "out", minimize="size")
+    best = outcome.trial(outcome.winner)
+    assert best is not None
+    assert best.passed
+    assert any(step.options.get("bits") == 4 for step in best.recipe.steps)
+    assert (best.value("size_bytes") or 1e9) < 0.8 * (outcome.trial("int8").value("size_bytes") or 0.0)  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("samples", "limit", "advice"), [(20, 0.01, "about [0-9]+ samples"), (400, 0.0, "above 0")])

@@ -11,18 +11,21 @@ from tests.compress.small_graphs import Sketch
 
 from whet.compress.graph import GraphModel
 from whet.compress.inspect import inspect
-from whet.compress.optimize.search import INTEGER, WORTHWHILE_SHARE, Idea, faster_in_float, gentler, other_ideas, range_ideas
+from whet.compress.mixed.allotted import Base
+from whet.compress.mixed.problem import FLOAT, Offer, Problem, Unit, Way
+from whet.compress.optimize.search import INTEGER, PLAIN, WORTHWHILE_SHARE, Idea, Start, corrected, other_ideas, other_ranges, rounded
 from whet.compress.plan import plan
-from whet.compress.technique import technique
+from whet.compress.technique import technique, technique_names
+from whet.core.document import FrozenMap
 from whet.core.inventory import Inventory, Layer
 from whet.core.outcome import GOALS
-from whet.core.recipe import Recipe, matched
+from whet.core.recipe import Recipe, Step, matched
 from whet.core.target import Speed, Target
 from whet.device.targets import built_in_names, target
 
 VNNI = target("x86-vnni")
 TARGETS = [target(name) for name in built_in_names()]
-LAYERS = st.dictionaries(st.sampled_from([*"abcdef", "g" * 300, "serving_default_input_1:0"]), st.floats(0, 1e3), max_size=8)
+EVERY = ("bias_correct", "clip", "equalize", "gptq", "adaround", "reconstruct", "smoothquant", "static")
 
 
 def inventory(*layers: tuple[str, int, int]) -> Inventory:
@@ -36,24 +39,20 @@ def named(ideas: tuple[Idea, ...]) -> dict[str, Idea]:
     return {idea.name: idea for idea in ideas}
 
 
-def excluded(idea: Idea) -> tuple[str, ...]:
-    (step,) = idea.recipe.steps
-    return step.exclude
-
-
 # -- every idea ---------------------------------------------------------------------------------------------------------------------
 
 
 @given(st.lists(st.tuples(st.sampled_from(["Conv", "MatMul", "Gemm", "LSTM", "GRU", "Add", "Softmax"]), st.integers(0, 10**9),
                           st.sampled_from([0, 100, 1 << 16])), max_size=6),
-       st.sampled_from(sorted(GOALS)), st.sampled_from(TARGETS), LAYERS)
+       st.sampled_from(sorted(GOALS)), st.sampled_from(TARGETS), st.booleans())
 def test_every_idea_is_a_recipe_that_the_techniques_know(layers: list[tuple[str, int, int]], goal: str, place: Target,
-                                                        losses: dict[str, float]) -> None:
-    ideas = (INTEGER, *range_ideas(()), *range_ideas(("a", "b")), *other_ideas(inventory(*layers), place, goal),
-             *faster_in_float(dict.fromkeys(losses, 1.0), losses, list(losses)))
+                                                        passed: bool) -> None:
+    known = technique_names()
+    starts = other_ranges(known)
+    starts += tuple(each for start in (PLAIN, *starts) for each in corrected(start, known))
+    ideas = (INTEGER, *(start.idea for start in starts), *other_ideas(inventory(*layers), place, goal, integer_passed=passed))
     recipes = [idea.recipe.steps for idea in ideas]
     assert len(set(map(str, recipes))) == len(recipes)  # nothing is tried twice
-    ideas += gentler(losses)
     assert named(ideas)
     for idea in ideas:
         assert idea.recipe.steps
@@ -75,7 +74,7 @@ def small_network() -> GraphModel:
 @pytest.mark.parametrize("goal", sorted(GOALS))
 def test_what_is_not_skipped_can_be_done(place: str, goal: str) -> None:
     model, where = small_network(), target(place)
-    ideas = (INTEGER, *range_ideas(()), *other_ideas(inspect(model), where, goal), *gentler({"one": 3.0, "two": 2.0, "three": 1.0}))
+    ideas = (INTEGER, *(start.idea for start in other_ranges(technique_names())), *other_ideas(inspect(model), where, goal))
     for idea in ideas:
         if not idea.skip:
             assert plan(model, idea.recipe, target=where).layers, idea.name
@@ -138,62 +137,52 @@ def test_four_bits_everywhere_are_only_tried_where_size_is_what_counts(goal: str
     assert {"float16", "int8 weights"} <= set(names)
 
 
-# -- the layers that stay in float --------------------------------------------------------------------------------------------------------
+def test_smaller_files_are_left_out_where_time_counts_and_an_integer_model_passed() -> None:
+    for goal, passed, skipped in (("latency", True, True), ("energy", True, True), ("latency", False, False), ("size", True, False),
+                                  ("memory", True, False)):
+        names = named(other_ideas(inventory(("Conv", 10, 10)), VNNI, goal, integer_passed=passed))
+        assert bool(names["float16"].skip) == bool(names["int8 weights"].skip) == skipped, goal
 
 
-def test_layers_that_are_slower_in_integers_stay_in_float_the_worst_first() -> None:
-    before = {"a": 10.0, "b": 10.0, "c": 10.0, "d": 100.0, "e": 10.0}
-    after = {"a": 12.0, "b": 50.0, "c": 5.0, "d": 109.0, "e": 30.0}
-    ideas = faster_in_float(before, after, list(before))
-    assert [excluded(idea) for idea in ideas] == [("b",), ("b", "e"), ("b", "e", "a")]
-    assert ideas[0].name == "int8, b in float"
-    assert ideas[2].name == "int8, b and 2 more in float"
+# -- better starts ------------------------------------------------------------------------------------------------------------------------
 
 
-def test_a_tenth_more_is_noise() -> None:
-    assert faster_in_float({"a": 10.0}, {"a": 11.0}, ["a"]) == ()
-    assert faster_in_float({"a": 10.0}, {"a": 11.2}, ["a"])
+def techniques_of(start: Start) -> tuple[str, ...]:
+    return tuple(step.technique for step in start.idea.recipe.steps)
 
 
-def test_only_layers_that_have_both_times_and_may_stay_are_looked_at() -> None:
-    assert faster_in_float({"a": 1.0}, {"b": 9.0}, ["a", "b"]) == ()
-    assert faster_in_float({"a": 1.0}, {"a": 9.0}, ["b"]) == ()
-    assert faster_in_float({}, {}, []) == ()
+def test_ranges_are_found_in_other_ways_and_by_the_layers_where_that_is_known() -> None:
+    assert [start.base.options.get("ranges") for start in other_ranges(())] == ["mse", "percentile"]
+    assert techniques_of(other_ranges(EVERY)[-1]) == ("clip", "static")
 
 
-@given(LAYERS, LAYERS, st.integers(1, 4))
-def test_each_idea_keeps_one_layer_more_in_float(before: dict[str, float], after: dict[str, float], most: int) -> None:
-    ideas = faster_in_float(before, after, list(before), most=most)
-    assert len(ideas) <= most
-    for count, idea in enumerate(ideas, 1):
-        assert len(set(excluded(idea))) == count
-        assert excluded(idea)[: count - 1] == (excluded(ideas[count - 2]) if count > 1 else ())
-        assert after[excluded(idea)[-1]] > before[excluded(idea)[-1]]
-    losses = [after[idea.recipe.steps[0].exclude[-1]] - before[idea.recipe.steps[0].exclude[-1]] for idea in ideas]
-    assert losses == sorted(losses, reverse=True)
+def test_corrections_stand_around_the_integer_step_and_keep_its_ranges() -> None:
+    start = Start("range by mse", Base(options=FrozenMap({"ranges": "mse"})))
+    found = corrected(start, EVERY)
+    assert {techniques_of(each) for each in found} == {
+        ("static", "bias_correct"), ("equalize", "static"), ("smoothquant", "static"),
+        ("equalize", "static", "bias_correct"), ("smoothquant", "static", "bias_correct")}
+    assert all(each.base.options["ranges"] == "mse" and each.label.startswith("range by mse, ") for each in found)
+    assert len({each.idea.name for each in found}) == len(found)
+    assert corrected(start, ("static",)) == ()
+    assert [techniques_of(each) for each in corrected(PLAIN, ("equalize",))] == [("equalize", "static")]
 
 
-@given(LAYERS, st.lists(st.sampled_from(["a", "b", "c", "z"]), unique=True))
-def test_gentler_recipes_keep_the_most_harmful_layers_in_float_and_one_in_integers(damage: dict[str, float], exclude: list[str]) -> None:
-    left = [name for name in damage if name not in exclude]
-    ideas = gentler(damage, exclude, {"ranges": "mse"})
-    assert [len(excluded(idea)) - len(exclude) for idea in ideas] == [count for count in (1, 2, 4) if count < len(left)]
-    for idea in ideas:
-        assert excluded(idea)[: len(exclude)] == tuple(exclude)
-        new = excluded(idea)[len(exclude) :]
-        assert len(set(excluded(idea))) == len(excluded(idea))
-        assert min((damage[name] for name in new), default=0.0) >= max((damage[name] for name in left if name not in new), default=0.0)
-        assert idea.recipe.steps[0].options["ranges"] == "mse"
+def test_rounding_is_learned_for_the_layers_of_fewest_bits_before_static() -> None:
+    int8, int4 = Way("int8", "static", FrozenMap(), True), Way("W4A8", "static", FrozenMap({"bits": 4}), True)
+    problem = Problem(tuple(Unit(name, (name,), (Offer(FLOAT), Offer(int8), Offer(int4))) for name in "abc"))
+    start = Start("equalised", Base((Step("equalize"),)))
+    found = rounded(start, problem, {"a": "W4A8", "b": "int8", "c": "W4A8"}, EVERY)
+    assert [techniques_of(each) for each in found] == [("equalize", name, "static") for name in ("gptq", "adaround", "reconstruct")]
+    assert all(each.base.before[-1].layers == ("a", "c") and each.base.before[-1].options == {"bits": 4} for each in found)
+    (eight, *_) = rounded(start, problem, {"a": "int8", "b": "float32", "c": "int8"}, EVERY)
+    assert eight.base.before[-1].layers == ("a", "c")
+    assert eight.base.before[-1].options == {"bits": 8}
+    assert rounded(start, problem, dict.fromkeys("abc", "float32"), EVERY) == ()
 
 
-def test_other_ranges_are_tried_on_the_structure_that_won() -> None:
-    ideas = range_ideas(("head", "tail"))
-    assert {idea.recipe.steps[0].options["ranges"] for idea in ideas} == {"mse", "percentile"}
-    assert all(excluded(idea) == ("head", "tail") for idea in ideas)
-    assert [idea.name for idea in ideas] == [f"int8, head and 1 more in float, range by {name}" for name in ("mse", "percentile")]
-
-
-def test_a_long_name_keeps_its_end_which_tells_layers_apart() -> None:
-    (idea,) = faster_in_float({"m" * 200 + "conv9": 1.0}, {"m" * 200 + "conv9": 9.0}, ["m" * 200 + "conv9"])
-    assert len(idea.name) < 60
-    assert "conv9" in idea.name
+def test_what_stands_on_a_start_is_named_after_it() -> None:
+    start = Start("range by mse", Base(options=FrozenMap({"ranges": "mse"})))
+    assert start.named("int8, a in float", start.base.recipe).name == "int8, a in float, range by mse"
+    assert PLAIN.named("int8, a in float", start.base.recipe).name == "int8, a in float"
+    assert INTEGER.name == INTEGER.recipe.name == "int8"

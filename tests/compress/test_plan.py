@@ -173,7 +173,7 @@ def test_a_step_that_matches_nothing_and_an_unknown_option_are_refused() -> None
     with pytest.raises(Refused, match="matches no layer"):
         plan(network(), Recipe((Step("static", ("nothing",)),)), target=VNNI)
     with pytest.raises(Refused, match="no such option"):
-        planned("static", bits=4)
+        planned("static", bitz=4)
 
 
 def test_a_technique_that_can_do_nothing_is_unsupported() -> None:

@@ -9,7 +9,6 @@ import pytest
 from onnx import TensorProto
 from tests.compress.small_graphs import Sketch, samples
 
-from whet.compress import graph as graph_module
 from whet.compress import runtime
 from whet.compress.calibrate import collect
 from whet.compress.data import Dataset, load_data
@@ -124,7 +123,7 @@ def test_an_output_is_not_shown_twice() -> None:
 
 def test_a_large_model_goes_through_a_file_that_is_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = outputs_of(network(), DATA)
-    monkeypatch.setattr(graph_module, "LARGE_BYTES", 10)
+    monkeypatch.setattr(runtime, "FILE_BYTES", 10)
     model = network()
     with stored(model) as source:
         assert isinstance(source, Path)

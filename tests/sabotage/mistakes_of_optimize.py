@@ -17,6 +17,7 @@ _CHOOSE, _GATES, _SEARCH, _WORDS, _BLAME, _LAYERS, _KERNELS, _BENCH, _TRIALS, _P
     )
 )
 
+_OUTPUT_ERROR = "compress/evaluate/output_error.py"
 WHOLE = "compress/test_optimize.py"
 
 MISTAKES = (
@@ -167,7 +168,7 @@ MISTAKES = (
     # -- blame
     Mistake(
         "the error is not squared",
-        _BLAME,
+        _OUTPUT_ERROR,
         "float(((found - reference) ** 2).sum())",
         "float(abs(found - reference).sum())",
         BLAME,
@@ -175,7 +176,7 @@ MISTAKES = (
     ),
     Mistake(
         "NaN is no damage",
-        _BLAME,
+        _OUTPUT_ERROR,
         'if not np.isfinite(error):\n        return float("inf")',
         "if not np.isfinite(error):\n        return 0.0",
         BLAME,
@@ -366,7 +367,7 @@ MISTAKES = (
     Mistake(
         "batches as large as they come",
         "compress/runtime.py",
-        "np.clip(BATCH_BYTES // max(one, 1), 1,",
+        "np.clip((BATCH_BYTES if at_most is None else at_most) // max(sample_bytes, 1), 1,",
         "np.clip(10**9, 1,",
         RUNTIME,
         "within_memory",

@@ -6,6 +6,7 @@ collected does not count as noticed.
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -15,10 +16,30 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.sabotage.mistakes import FILES, FOLD, GRID, MISTAKES, Mistake
+from tests.sabotage.mistakes import FILES, FOLD, GRID, Mistake
+from tests.sabotage.mistakes_of_optimize import CHOOSE, GATES, SEARCH, WORDS
+
+from whet.compress.technique import technique_names
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
+TABLES = sorted(file.stem for file in Path(__file__).parent.glob("mistakes*.py"))
+MISTAKES: list[Mistake] = [mistake for table in TABLES for mistake in importlib.import_module(f"tests.sabotage.{table}").MISTAKES]
+
+# Where the mathematics of a technique stands, beside its own file.
+MATHEMATICS = {
+    "static": ("put/integer.py", "grid.py"),
+    "weight_only": ("put/storage.py",),
+    "dynamic": ("put/dynamic.py",),
+    "float16": ("put/half.py",),
+    "gptq": ("column_rounding.py",),
+    "adaround": ("soft_rounding.py", "walks/rounding.py"),
+    "reconstruct": ("soft_rounding.py", "walks/blocks.py"),
+    "bias_correct": ("walks/errors.py",),
+    "clip": ("ranges.py", "walks/tensors.py"),
+    "equalize": ("walks/chains.py",),
+    "smoothquant": ("put/scaling.py", "walks/shared_inputs.py"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -71,11 +92,21 @@ def test_without_a_mistake_the_tests_pass_and_they_test_the_copy(copied: Path) -
     (copied / "whet" / "compress" / "sabotaged.py").write_text("")
     control = copied.parent / "test_control.py"
     control.write_text("def test_copy():\n    import whet.compress.sabotaged\n")
-    ended = run(copied, f"{GRID} {FOLD} {FILES} {os.path.relpath(control, ROOT / 'tests')}", "")
+    ended = run(copied, f"{GRID} {FOLD} {FILES} {CHOOSE} {GATES} {SEARCH} {WORDS} {os.path.relpath(control, ROOT / 'tests')}", "")
     assert ended.returncode == 0, ended.stdout[-1500:]
 
 
 def test_every_place_has_mistakes_of_its_own() -> None:
     counts = Counter(mistake.file for mistake in MISTAKES)
-    assert min(counts[f"compress/{name}.py"] for name in ("grid", "fold", "ranges", "put/integer", "put/storage", "put/dynamic")) >= 4
+    body = ("grid", "fold", "ranges", "put/integer", "put/storage", "put/dynamic")
+    decisions = tuple(f"optimize/{name}" for name in ("choose", "gates", "search", "words"))
+    assert min(counts[f"compress/{name}.py"] for name in (*body, *decisions)) >= 4
+    assert sum(counts[f"compress/optimize/{name}.py"] for name in ("run", "place", "question", "searching")) >= 6
     assert len({mistake.what for mistake in MISTAKES}) == len(MISTAKES)
+
+
+@pytest.mark.parametrize("name", technique_names())
+def test_every_technique_has_mistakes_of_its_own(name: str) -> None:
+    """In its file, or in one of those that do its mathematics or show it the model."""
+    places = {f"compress/techniques/{name}.py", *(f"compress/{file}" for file in MATHEMATICS.get(name, ()))}
+    assert sum(mistake.file in places for mistake in MISTAKES) >= 3

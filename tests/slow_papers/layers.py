@@ -44,6 +44,18 @@ def requantise(accumulator: Array, factors: Array, zero: int, low: int, high: in
     return codes
 
 
+def on_activation_grid(x: Array, low: float, high: float, bits: int) -> tuple[Array, np.float32]:
+    """(values as they come back from the unsigned grid over low..high widened to hold 0, its scale) (Jacob et al. 2018, section 2.1)."""
+    low, high, top = min(0.0, low), max(0.0, high), 2**bits - 1
+    scale = np.float32((high - low) / top)
+    zero = min(max(round(-low / float(scale)), 0), top)
+    values = np.zeros(x.shape, np.float64)
+    for place in np.ndindex(x.shape):
+        code = min(max(round(float(np.float32(x[place]) / scale)) + zero, 0), top)
+        values[place] = (code - zero) * float(scale)
+    return values, scale
+
+
 def matmul_nbits(packed: Array, scales: Array, zeros: Array, rows: int, columns: int, bits: int, block: int) -> Array:
     """The weights [rows, columns] that MatMulNBits computes with (onnxruntime, docs/ContribOperators.md), float64.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,18 @@ def apply_recipe(model: GraphModel, recipe: Recipe, target: Target, *, calibrati
     integer model. Raises Refused where a step matches nothing, an option is unknown or calibration data is missing, and Unsupported
     where the technique can do nothing to any of the layers that a step names.
     """
-    if not recipe.steps:
-        return model
+    return worked(model, recipe, target, calibration=calibration).settled(target).slimmed() if recipe.steps else model
+
+
+def worked(model: GraphModel, recipe: Recipe, target: Target, *, calibration: Dataset | None = None, more: bool = False) -> GraphModel:
+    """As ``apply_recipe``, before what is pending is stored: its ``reference`` is the float model that the steps that round began with.
+
+    more: whether steps will follow, so that what is found for them is kept.
+    """
     chosen = [(step, matched(step, model.nodes), technique(step.technique)) for step in recipe.steps]
     for step, _, used in chosen:  # all questions before any work
         used.checked(step.options)
+    for _, _, used in chosen:
         if used.needs == "calibration" and calibration is None:
             raise Refused(f"apply {used.name} without calibration data", do="give some with --calibration; 100 to 300 samples are usual")
     model = model.folded()
@@ -59,10 +66,10 @@ def apply_recipe(model: GraphModel, recipe: Recipe, target: Target, *, calibrati
     for index, group in enumerate(together):
         used = group[0][2]
         layers = _resolved(model, group, used, target)
-        last = index == len(together) - 1
+        last = index == len(together) - 1 and not more
         for work in _works(layers, group, used, target, calibration, last):
             model = walk_of(used)(model, work)
-    return model.settled(target).slimmed()
+    return model
 
 
 _Chosen = tuple[Step, tuple[str, ...], Technique]
@@ -81,19 +88,25 @@ def _works(layers: Mapping[str, Options], group: Sequence[_Chosen], used: Techni
 def _resolved(model: GraphModel, group: Sequence[_Chosen], used: Technique, target: Target) -> dict[str, Options]:
     """The options of each layer that the steps can do something to, in the order of execution; a later step overrules an earlier one."""
     layers = {layer.name: layer for layer in model.plain_layers()}
+    unseen: Collection[str] = () if used.enters_bodies else model.inner_names
     found: dict[str, Options] = {}
     for step, names, _ in group:
         options = used.checked(step.options)
-        found |= dict.fromkeys(_ready(names, layers, used, options, target), options)
+        found |= dict.fromkeys(_ready(names, layers, used, options, target, unseen), options)
     return {name: found[name] for name in layers if name in found}
 
 
-def _ready(names: Sequence[str], layers: Mapping[str, Layer], used: Technique, options: Options, target: Target) -> list[str]:
-    """The layers among ``names`` that the technique applies to. Raises Unsupported where there are none."""
+def _ready(names: Sequence[str], layers: Mapping[str, Layer], used: Technique, options: Options, target: Target,
+           unseen: Collection[str]) -> list[str]:
+    """The layers among ``names`` that the technique applies to. Raises Unsupported where there are none.
+
+    unseen: layers inside control flow, where the technique does not go.
+    """
     # A layer that folding took in (a batch norm) is done with the layer that took it.
-    reasons = {name: _why_not(used, layers[name], target, options) for name in names if name in layers}
-    flow = [name for name in reasons if layers[name].op in ("If", "Loop", "Scan")]
-    reasons |= {name: f"what lies inside the branches of {name} ({layers[name].op}) is not entered" for name in flow}
+    reasons = {name: used.why_not_inside(name) if name in unseen else _why_not(used, layers[name], target, options)
+               for name in names if name in layers}
+    flow = [name for name in reasons if layers[name].op in ("If", "Loop", "Scan") and name not in unseen]
+    reasons |= {name: f"{name} ({layers[name].op}) is no layer; name those inside it, as {name}/*" for name in flow}
     ready = [name for name, reason in reasons.items() if not reason]
     if not ready:
         why = "; ".join(sorted(set(reasons.values()))[:3]) or "they were all folded into other layers"

@@ -1,36 +1,111 @@
-"""Calibration: the data streams through the model once, and a few kB are kept of each tensor."""
+"""Calibration: the data streams through the model once, and a few kB are kept of each tensor.
+
+Batches are small, and as many as there are cores go at the same time, each on one: they need not wait for each other as the threads
+within an operator do, and while one is in numpy another one computes. What they found is put together in the order of the data, so
+the result does not depend on the threads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import TypeVar
+
+from onnxruntime import InferenceSession
 
 from whet.compress.data.dataset import Dataset
 from whet.compress.graph import GraphModel
-from whet.compress.runtime import exposed, feed_batches, opened
-from whet.compress.statistics import Statistics
+from whet.compress.grid import Array
+from whet.compress.runtime import batches_of, exposed, fitting, inference_bytes, stored
+from whet.compress.statistics import Statistics, tally
 from whet.core.errors import Refused
 from whet.core.progress import task
-from whet.device.session import run
+from whet.device.machine import usable_cores
+from whet.device.session import open_session, run
+
+BATCH_BYTES = 2 << 20  # inputs and observed tensors of one batch: more samples at a time gain little, and small models stay small
+AT_ONCE_BYTES = 160 << 20  # of all batches that are under way
+Result = TypeVar("Result")
+_NO_CHANNELS: Mapping[str, int] = MappingProxyType({})
 
 
-def collect(model: GraphModel, tensors: Collection[str], data: Dataset, *, histogram: bool,
-            threads: int | None = None) -> dict[str, Statistics]:
-    """Statistics of the named tensors over all samples, by name. Memory: the tensors of one batch, however many samples.
+def collect(model: GraphModel, tensors: Collection[str], data: Dataset, *, histogram: bool, threads: int | None = None,
+            channels: Mapping[str, int] = _NO_CHANNELS) -> dict[str, Statistics]:
+    """Statistics of the named tensors over all samples, by name, in one pass.
 
-    Raises Refused where the data is empty, or where it or a tensor holds NaN.
+    channels: tensors of which statistics of each channel are wanted too, and the axis that their channels lie on; a tensor named
+    there need not be named in ``tensors``.
+    Memory: the model in its session, and the observed tensors of the batches that are under way: ``AT_ONCE_BYTES``, or those of
+    one inference where they are more; however many samples there are.
+    Raises Refused where the data is empty, or where it or a tensor holds NaN or infinity.
     """
     if len(data) == 0:
         raise Refused("calibrate", found="an empty data set", do="give at least one sample; 100 to 300 are usual")
-    fed = [name for name in tensors if name in data.names]
-    inner = [name for name in tensors if name not in data.names]
+    names = dict.fromkeys((*tensors, *channels))
+    inner = [name for name in names if name not in data.names]
     makers = {value.name: node.name for node in model.ir.graph for value in node.outputs}
     # Names inside a folded graph are not those of the file, but its layers' names are.
-    found = {name: Statistics(f"{name} of {makers[name]}" if name in makers else name, histogram) for name in tensors}
-    with opened(exposed(model, inner), threads=threads) as session, task("calibrating", len(data)) as progress:
-        for feeds, size in feed_batches(session, model, data, inner):
-            for name in fed:
-                found[name].update(feeds[name])
-            for name, values in run(session, feeds, inner).items():
-                found[name].update(values)
-            progress.advance(size)
+    found = {name: Statistics(f"{name} of {makers[name]}" if name in makers else name, histogram, channels.get(name)) for name in names}
+    cores = threads or usable_cores()
+    with _opened(exposed(model, inner), data, inner, cores) as (session, size, at_once), ThreadPoolExecutor(cores) as pool, \
+            task("calibrating", len(data)) as progress:
+        for values, samples in _in_order(pool, session, batches_of(session, model, data, size), inner, at_once):
+            _add(pool, cores, found, values, samples)
+            progress.advance(samples)
+            del values  # before the next batch is there
     return found
+
+
+@contextmanager
+def _opened(model: GraphModel, data: Dataset, outputs: list[str], cores: int) -> Iterator[tuple[InferenceSession, int, int]]:
+    """(session, size of a batch, batches at once). The cores go to the batches, and what is left of them into the operators."""
+    with stored(model) as source:
+        session = open_session(source, threads=1, options=model.session_options, plan_memory=False)
+        one = inference_bytes(session, model, data, outputs)
+        fits = fitting(one, len(data), at_most=BATCH_BYTES)
+        size = model.fixed_batch or 1 << (fits.bit_length() - 1)  # a power of 2, so that groups of moving averages are whole batches
+        batch_bytes = one if model.fixed_batch else one * size
+        at_once = max(min(cores, AT_ONCE_BYTES // max(batch_bytes, 1), -(-len(data) // size)), 1)
+        if cores // at_once > 1:
+            del session  # before there is another one
+            session = open_session(source, threads=cores // at_once, options=model.session_options, plan_memory=False)
+        yield session, size, at_once
+
+
+def _in_order(pool: ThreadPoolExecutor, session: InferenceSession, batches: Iterator[tuple[Mapping[str, Array], int]],
+              outputs: Sequence[str], at_once: int) -> Iterator[tuple[Mapping[str, Array], int]]:
+    """Inputs and outputs of each batch, in order; ``at_once`` of them in memory, the one given out included."""
+    running: deque[Future[tuple[Mapping[str, Array], int]]] = deque()
+
+    def inference(feeds: Mapping[str, Array], samples: int) -> tuple[Mapping[str, Array], int]:
+        return {**feeds, **run(session, feeds, outputs)}, samples
+
+    for feeds, samples in batches:
+        running.append(pool.submit(inference, feeds, samples))
+        if len(running) == at_once:
+            yield running.popleft().result()  # in no variable, which would keep it in memory
+    while running:
+        yield running.popleft().result()
+
+
+def _add(pool: ThreadPoolExecutor, cores: int, found: Mapping[str, Statistics], values: Mapping[str, Array], samples: int
+         ) -> None:
+    """One batch into the statistics of all tensors. They change here alone, in order."""
+    looks = _spread(pool, cores, lambda name: found[name].look(values[name]), list(found))
+    seen = {name: look for name, look in looks.items() if look is not None}
+    for name, look in seen.items():
+        found[name].join(look, samples)
+    counted = {name: found[name] for name in seen if found[name].with_histogram}
+    counts = _spread(pool, cores, lambda name: tally(values[name], found[name].start, found[name].width), list(counted))
+    for name, statistics in counted.items():
+        statistics.counts += counts[name]
+
+
+def _spread(pool: ThreadPoolExecutor, cores: int, work: Callable[[str], Result], names: list[str]) -> dict[str, Result]:
+    """``work`` on each name: every core takes each ``cores``-th, as a task for each would take longer than most tensors do."""
+    shares = pool.map(lambda share: [(name, work(name)) for name in share], [names[at::cores] for at in range(min(cores, len(names)))])
+    done = dict(pair for share in shares for pair in share)
+    return {name: done[name] for name in names}

@@ -18,14 +18,23 @@ _NARROW = {"int4": ml_dtypes.int4, "uint4": ml_dtypes.uint4, "int2": ml_dtypes.i
 class Editor:
     """Edits one graph. Names are short, since on a small model they weigh as much as the weights; equal constants are one.
 
-    ``close`` sorts the graph and must be the last call.
+    ``close`` sorts the graph and must be the last call. ``within`` gives the editor of a graph inside this one (the body of an If).
     """
 
-    def __init__(self, graph: ir.Graph) -> None:
+    def __init__(self, graph: ir.Graph, *, outer: Editor | None = None) -> None:
         self.graph = graph
+        self.root: Editor = outer.root if outer else self
         self._constants: dict[str, ir.Value] = {}
-        self._taken = _names(graph)
+        self._taken: set[str] = outer._taken if outer else _names(graph)
+        self._inner: dict[ir.Graph, Editor] = {}
         self._number = 0
+
+    def within(self, graph: ir.Graph | ir.Function | None) -> Editor:
+        """The editor of a graph inside, at whatever depth; this one for its own."""
+        if graph is self.graph:
+            return self
+        assert isinstance(graph, ir.Graph)
+        return self.root._inner.setdefault(graph, Editor(graph, outer=self.root))
 
     def constant(self, numbers: Any, dtype: str = "") -> ir.Value:
         """An initializer; ``dtype`` (an ONNX name such as "int4") where numpy's own says it not exactly."""
@@ -52,6 +61,10 @@ class Editor:
             out.dtype = dtype
         self.graph.append(made)
         return out
+
+    def imports(self, domain: str) -> None:
+        """Note that the model uses operators of another domain."""
+        self.root.graph.opset_imports.setdefault(domain, 1)
 
     def quantise(self, value: ir.Value, grid: Grid) -> ir.Value:
         """value -> QuantizeLinear, one grid for the whole tensor."""
@@ -86,6 +99,8 @@ class Editor:
 
     def close(self) -> None:
         """Sort the nodes and drop what nobody reads."""
+        for inner in self._inner.values():
+            inner.close()
         self.graph.sort()
         for name, value in list(self.graph.initializers.items()):
             if not value.uses() and not value.is_graph_output() and not value.is_graph_input():

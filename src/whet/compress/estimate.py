@@ -24,7 +24,7 @@ def weight_bytes(layer: Layer, found: Foresight) -> int:
     weights, rows = _weights_and_rows(layer)
     codes = -(-weights * found.bits // 8)
     rest = max(layer.parameters - weights, 0) * 4
-    if found.bits == 16:
+    if found.weights.startswith("float"):
         return codes + rest
     scales = -(-weights // found.block) if found.block else rows
     return codes + scales * _bytes_a_scale(found) + rest
@@ -34,7 +34,7 @@ def size_measurement(inventory: Inventory, after: Mapping[str, Foresight], bare_
     """"size_bytes" of the model's file. bare_bytes: what it would be with its weights as they are, but folded and slimmed."""
     changed = [(layer, after[layer.name]) for layer in inventory.layers if layer.name in after]
     saved = sum(layer.weight_bytes - weight_bytes(layer, found) for layer, found in changed)
-    added = sum(_added_bytes(layer, found) for layer, found in changed)
+    added = sum(added_bytes(layer, found) for layer, found in changed)
     return Measurement("size_bytes", float(max(bare_bytes - saved + added, 0)), " B", source="estimated",
                        method="weights at their new width, scales, and the nodes that are added")
 
@@ -52,15 +52,16 @@ def _weights_and_rows(layer: Layer) -> tuple[int, int]:
 
 
 def _bytes_a_scale(found: Foresight) -> int:
-    if found.activations in ("uint8", "int8"):
+    if found.activations in ("uint8", "int8", "uint16", "int16"):
         return 9  # of the weight and of the bias, and a zero point of one byte
     return 5 if found.block else 8 if found.weights.startswith("u") else 4  # a packed zero point, one in float32, none
 
 
-def _added_bytes(layer: Layer, found: Foresight) -> int:
-    if found.activations in ("uint8", "int8"):
+def added_bytes(layer: Layer, found: Foresight) -> int:
+    """Bytes of the operators that come with the layer's change."""
+    if found.activations in ("uint8", "int8", "uint16", "int16"):
         return _STATIC if layer.weight_shape else _STATIC_WITHOUT_WEIGHTS
-    if found.bits == 16:
+    if found.weights.startswith("float"):
         return _FLOAT16
     if "dynamic" in found.activations:
         return _DYNAMIC
@@ -77,7 +78,7 @@ class Planned:
     @property
     def in_integers(self) -> bool:
         """Whether the layer's arithmetic is done in integers, from its inputs on."""
-        return self.foresight.activations.startswith(("int", "uint"))
+        return self.foresight.activations.startswith(("int", "uint")) and not self.foresight.runs_as.startswith("float32 ")
 
 
 def gain(planned: Planned, op: str, target: Target) -> float | None:

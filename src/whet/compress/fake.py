@@ -1,6 +1,4 @@
-"""Rounding onto a grid inside torch, with gradients that pass straight through (Bengio et al. 2013, "Estimating or propagating gradients
-through stochastic neurons"). The numbers are those of ``grid.quantise``: half to even, in float32.
-"""
+"""Rounding onto a grid inside torch. The numbers are those of ``grid.quantise``: half to even, in float32."""
 
 from __future__ import annotations
 
@@ -10,22 +8,25 @@ from torch import Tensor
 from whet.compress.grid import Grid
 
 
-def round_through(values: Tensor) -> Tensor:
-    """Half to even; the gradient is that of the identity."""
-    return values + (torch.round(values) - values).detach()
-
-
-def fake_quantise(values: Tensor, scale: Tensor, zero: Tensor, lowest: int, highest: int) -> Tensor:
-    """The values as they come back from the grid. scale, zero: in a shape that broadcasts against values.
-
-    Gradients reach values inside the grid, and scale as in Esser et al. 2020, "Learned step size quantization", equation 3.
-    """
-    codes = torch.clamp(round_through(values / scale) + zero, lowest, highest)
-    return (codes - zero) * scale
-
-
 def on_grid(values: Tensor, grid: Grid) -> Tensor:
-    """``fake_quantise`` with a grid of one scale for the whole tensor."""
-    scale = torch.as_tensor(grid.scale, dtype=torch.float32)
-    zero = torch.as_tensor(grid.zero_point, dtype=torch.float32)
-    return fake_quantise(values, scale, zero, grid.lowest, grid.highest)
+    """The values as they come back from a grid of one scale; no gradient reaches them."""
+    scale, zero = (torch.as_tensor(part, dtype=torch.float32) for part in (grid.scale, grid.zero_point))
+    with torch.no_grad():
+        codes = torch.div(values, scale).round_().add_(zero).clamp_(grid.lowest, grid.highest)
+        return codes.sub_(zero).mul_(scale)
+
+
+def on_learned_grid(values: Tensor, step: Tensor, grid: Grid) -> Tensor:
+    """The same with the scale ``step``, a tensor of no dimensions that is being learned, in the place of the grid's.
+
+    Gradients go straight through to the values inside the grid, and to the step as in Esser et al. 2020, "Learned step size
+    quantization", equation 3. torch's fused kernel multiplies by 1 / step: at ties it may take the other of two codes.
+    """
+    zero = torch.as_tensor(grid.zero_point, dtype=torch.float32).reshape(1)
+    fake: Tensor = torch._fake_quantize_learnable_per_tensor_affine(values, step.reshape(1), zero, grid.lowest, grid.highest, 1.0)
+    return fake
+
+
+def to_codes_(values: Tensor, scale: Tensor, zero: Tensor, lowest: int, highest: int) -> Tensor:
+    """In place, the code of the nearest point of the grid for each value; scale and zero in a shape that broadcasts against values."""
+    return values.div_(scale).round_().add_(zero).clamp_(lowest, highest)

@@ -122,7 +122,7 @@ def _fold_gemm_factors(node: ir.Node, editor: Editor) -> None:
             _set(node, 2, array(bias) * beta, editor)
         else:
             bias = node.inputs[2]
-        node.replace_input_with(2, editor.node("Mul", [bias, editor.constant(beta)], like=bias, dtype=bias.dtype))
+            node.replace_input_with(2, editor.node("Mul", [bias, editor.constant(beta)], like=bias, dtype=bias.dtype))
     for name in ("alpha", "beta"):
         node.attributes.pop(name, None)
 

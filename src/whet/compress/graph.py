@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from whet.compress.edit import Editor
 from whet.compress.fold import fold
-from whet.compress.grid import Array, Grid, Quantised
+from whet.compress.grid import Array, Grid, Quantised, stored_bits
 from whet.compress.put.dynamic import put_dynamic
 from whet.compress.put.floats import put_bias, put_rows
 from whet.compress.put.half import put_half
@@ -21,9 +21,11 @@ from whet.compress.put.sites import Site, sites
 from whet.compress.put.storage import put_float16, put_weight
 from whet.compress.slim import drop_annotations, shorten_names
 from whet.compress.source.naming import name_nodes, name_values
+from whet.compress.source.operators import walk
 from whet.compress.source.quiet import quiet
 from whet.compress.statistics import Statistics
 from whet.compress.technique import Change, LayerView
+from whet.compress.views import Range
 from whet.compress.weights import Slot, array, constant, first_slot, rows_first, slots
 from whet.core.artifact import TensorSpec
 from whet.core.document import FrozenMap
@@ -31,10 +33,9 @@ from whet.core.errors import Refused
 from whet.core.inventory import Layer
 from whet.core.target import Target
 
-Range = tuple[float, float]
 LARGE_BYTES = 1 << 30
-# Per-channel DequantizeLinear came with opset 13, int4 with 21 (ONNX operator changelog).
-_PER_CHANNEL_OPSET, _NARROW_OPSET = 13, 21
+# Per-channel DequantizeLinear came with opset 13, 4 bits and Q/DQ of 16 bits with 21, 2 bits with 25 (ONNX operator changelog).
+_PER_CHANNEL_OPSET, _NARROW_OPSET, _NARROWEST_OPSET = 13, 21, 25
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,13 @@ class GraphModel:
 
     @cached_property
     def nodes(self) -> tuple[Node, ...]:
-        """All operators of the main graph, in the order of execution."""
-        return tuple(Node(node.name or "", node.op_type) for node in self.ir.graph)
+        """All operators, in the order of execution. One inside an If, Loop or Scan has its path for a name ("If_0/then_branch/Conv_1")."""
+        return tuple(Node(name, node.op_type) for name, node in _by_name(self.ir).items())
+
+    @cached_property
+    def inner_names(self) -> frozenset[str]:
+        """The names of the operators that stand inside an If, Loop or Scan."""
+        return frozenset(path for path, _, graph in walk(self.ir.graph) if graph is not self.ir.graph)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -119,29 +125,29 @@ class GraphModel:
 
     def plain_layers(self) -> tuple[Layer, ...]:
         """Every operator as a technique's ``foresee`` wants it: name, operator and the shape of its weights; no activations."""
-        return tuple(_plain_layer(node) for node in self.ir.graph)
+        return tuple(_plain_layer(name, node) for name, node in _by_name(self.ir).items())
 
     def bare_view(self, name: str) -> LayerView:
         """The view of an operator without weights."""
-        (node,) = (node for node in self.ir.graph if node.name == name)
-        return LayerView(name, node.op_type)
+        return LayerView(name, _by_name(self.ir)[name].op_type)
 
     def views(self, names: Sequence[str]) -> dict[str, dict[Slot, LayerView]]:
         """For each layer of ``names`` that has weights: a view a weight, by its slot."""
         wanted = set(names)
-        return {node.name or "": {slot: _view(node, slot, self.pending) for slot in slots(node)} for node in self.ir.graph
-                if node.name in wanted and slots(node)}
+        return {name: {slot: _view(name, node, slot, self.pending) for slot in slots(node)} for name, node in _by_name(self.ir).items()
+                if name in wanted and slots(node)}
 
     def rounded(self, changes: Mapping[str, Mapping[Slot, Change]]) -> GraphModel:
         """The model with weights on their grids, as float32 numbers; ``settled`` stores them as codes."""
         model = self.copied()
-        editor, nodes = Editor(model.ir.graph), {node.name: node for node in model.ir.graph}
+        editor, nodes = Editor(model.ir.graph), _by_name(model.ir)
         for name, found in changes.items():
+            within = editor.within(nodes[name].graph)
             for slot, change in found.items():
                 assert isinstance(change.weight, Quantised)
-                put_rows(nodes[name], slot, change.weight.values, editor)
+                put_rows(nodes[name], slot, change.weight.values, within)
                 if change.bias is not None:
-                    put_bias(nodes[name], slot, change.bias, editor)
+                    put_bias(nodes[name], slot, change.bias, within)
         editor.close()
         pending = {(name, slot): change for name, found in changes.items() for slot, change in found.items()}
         return replace(model, pending={**self.pending, **pending}, reference=self.reference or self)
@@ -170,17 +176,16 @@ class GraphModel:
         """Changed weights put back, by layer and slot; ``computing``: changes of operators that have no weights."""
         model = self.copied()
         every = [change.weight for found in changes.values() for change in found.values()]
-        if any(isinstance(weight, Quantised) and weight.grid.bits < 8 for weight in every):
-            _raise_opset(model.ir, _NARROW_OPSET)
-        editor = Editor(model.ir.graph)
-        nodes = {node.name: node for node in model.ir.graph}
+        _raise_opset(model.ir, _opset_of([weight.grid for weight in every if isinstance(weight, Quantised)]))
+        editor, nodes = Editor(model.ir.graph), _by_name(model.ir)
         halves = [name for name, found in changes.items() if any(c.compute == "float16" for c in found.values())]
         halves += [name for name, change in computing.items() if change.compute == "float16"]
-        put_half([nodes[name] for name in halves], editor)
+        _put_halves([nodes[name] for name in halves], editor)
         for name, found in changes.items():
             kinds = {change.compute for change in found.values()}
             if kinds == {"dynamic"}:
-                put_dynamic(nodes[name], {slot: change.weight for slot, change in found.items()}, editor)  # type: ignore[misc]
+                weights = {slot: change.weight for slot, change in found.items()}
+                put_dynamic(nodes[name], weights, editor.within(nodes[name].graph))  # type: ignore[arg-type]
             elif kinds == {"float32"}:
                 _put_stored(nodes[name], found, target, editor)
         editor.close()
@@ -191,6 +196,10 @@ class GraphModel:
 
         Their weights are no longer pending. The reference is left to the caller, who has a copy from before.
         """
+        grids = [change.weight.grid for change in changes.values() if isinstance(change.weight, Quantised)]
+        tensors = [grid for change in changes.values() for grid in (*change.inputs, change.output) if grid is not None and grid.bits > 8]
+        if _raise_opset(self.ir, _opset_of([*grids, *tensors])):
+            found = self.integer_sites(list(found), target)  # converting may put other nodes in the place of those
         editor = Editor(self.ir.graph)
         put_integer(found, changes, target, editor)
         editor.close()
@@ -205,7 +214,7 @@ class GraphModel:
         output = None if site.output is None else statistics[site.output.name or ""]
         inputs = tuple(statistics[value.name or ""] for value in site.tensors)
         return LayerView(node.name or "", node.op_type, weight, bias, inputs, output,
-                         _grid(node, found[0], self.pending) if found else None)
+                         _grid(node.name or "", found[0], self.pending) if found else None)
 
     def slimmed(self) -> GraphModel:
         """The model as it ships: without documentation, exporter metadata and the shapes of inner tensors."""
@@ -222,13 +231,26 @@ class GraphModel:
                 file.write(self.content)
 
 
-def _plain_layer(node: ir.Node) -> Layer:
+def _by_name(model: ir.Model) -> dict[str, ir.Node]:
+    return {path: node for path, node, _ in walk(model.graph)}
+
+
+def _put_halves(nodes: Sequence[ir.Node], editor: Editor) -> None:
+    """Casts stand in the graph of the nodes: the main one, or the body of an If."""
+    together: dict[ir.Graph | ir.Function | None, list[ir.Node]] = {}
+    for node in nodes:
+        together.setdefault(node.graph, []).append(node)
+    for graph, members in together.items():
+        put_half(members, editor.within(graph))
+
+
+def _plain_layer(name: str, node: ir.Node) -> Layer:
     found = slots(node)
     if not found:
-        return Layer(node.name or "", node.op_type)
+        return Layer(name, node.op_type)
     stored = node.inputs[found[0].index].const_value  # type: ignore[union-attr]
     assert stored is not None
-    return Layer(node.name or "", node.op_type, weight_shape=tuple(map(int, stored.shape.numpy())), weight_dtype=stored.dtype.numpy().name)
+    return Layer(name, node.op_type, weight_shape=tuple(map(int, stored.shape.numpy())), weight_dtype=stored.dtype.numpy().name)
 
 
 def _put_stored(node: ir.Node, found: Mapping[Slot, Change], target: Target, editor: Editor) -> None:
@@ -239,14 +261,14 @@ def _put_stored(node: ir.Node, found: Mapping[Slot, Change], target: Target, edi
             put_float16(node, slot, change.weight, editor)
 
 
-def _view(node: ir.Node, slot: Slot, pending: Mapping[tuple[str, Slot], Change]) -> LayerView:
+def _view(name: str, node: ir.Node, slot: Slot, pending: Mapping[tuple[str, Slot], Change]) -> LayerView:
     weight, bias = _weight_and_bias(node, slot)
-    return LayerView(node.name or "", node.op_type, weight, bias, grid=_grid(node, slot, pending))
+    return LayerView(name, node.op_type, weight, bias, grid=_grid(name, slot, pending))
 
 
-def _grid(node: ir.Node, slot: Slot, pending: Mapping[tuple[str, Slot], Change]) -> Grid | None:
+def _grid(name: str, slot: Slot, pending: Mapping[tuple[str, Slot], Change]) -> Grid | None:
     """The grid that the weight lies on already."""
-    change = pending.get((node.name or "", slot))
+    change = pending.get((name, slot))
     return change.weight.grid if change is not None and isinstance(change.weight, Quantised) else None
 
 
@@ -270,11 +292,17 @@ def _weight_bytes(model: ir.Model) -> int:
     return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
 
 
-def _raise_opset(model: ir.Model, version: int) -> None:
-    """Convert to at least that opset. Raises Refused where onnx's converters cannot."""
+def _opset_of(grids: Iterable[Grid]) -> int:
+    """The opset whose types hold the codes of these grids."""
+    widths = {stored_bits(grid.bits) for grid in grids}
+    return _NARROWEST_OPSET if 2 in widths else _NARROW_OPSET if widths & {4, 16} else _PER_CHANNEL_OPSET
+
+
+def _raise_opset(model: ir.Model, version: int) -> bool:
+    """Convert to at least that opset; whether that was needed. Raises Refused where onnx's converters cannot."""
     current = model.opset_imports.get("", version)
     if current >= version:
-        return
+        return False
     from onnxscript import version_converter
 
     try:
@@ -282,6 +310,8 @@ def _raise_opset(model: ir.Model, version: int) -> None:
             version_converter.convert_version(model, version, fallback=True)
         name_nodes(model.graph)  # an operator that changed its meaning (Softmax) becomes several, and the new ones have no name
         name_values(model)
+        model.ir_version = max(model.ir_version, onnx.helper.find_min_ir_version_for([onnx.helper.make_opsetid("", version)]))
     except Exception as error:
         asked = f"convert the model from opset {current} to {version}"
         raise Refused(asked, found=str(error), do="export it again with a newer opset") from error
+    return True

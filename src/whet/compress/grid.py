@@ -56,8 +56,7 @@ class Grid:
     @property
     def dtype(self) -> str:
         """The ONNX name of the narrowest integer type that holds the codes: "int4", "uint8", ..."""
-        width = next(width for width in (2, 4, 8, 16) if width >= self.bits)
-        return f"{'' if self.signed else 'u'}int{width}"
+        return f"{'' if self.signed else 'u'}int{stored_bits(self.bits)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +149,11 @@ def scale_for_bias(weight_scale: Floats, input_scale: float, bias: Floats, dead:
     size = np.abs(np.asarray(bias, np.float64))
     needed = np.maximum(size / (float(1 << 30) * input_scale), 2 * SMALLEST_SCALE * max(1.0, 1.0 / input_scale))
     return np.where(dead & (size > 0), needed, np.maximum(weight_scale, needed)).astype(np.float32)
+
+
+def stored_bits(bits: int) -> int:
+    """The width of the narrowest integer type that holds a code of so many bits: 2, 4, 8 or 16."""
+    return next(width for width in (2, 4, 8, 16) if width >= bits)
 
 
 def block_count(length: int, block: int) -> int:

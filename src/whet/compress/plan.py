@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from whet.compress import estimate
@@ -48,10 +49,8 @@ def resolve(graph: GraphModel, recipe: Recipe, target: Target, found: Inventory,
         if not any(each.applies for each in foresights.values()):
             reasons = "; ".join(sorted({each.note for each in foresights.values() if each.note})[:3])
             raise Unsupported(f"plan {step.technique}", found=reasons or "it changes none of the layers it names", do="choose other layers")
-        for name, foresight in foresights.items():
-            notes[name] = foresight.note
-            if foresight.applies:
-                after[name] = Planned(step.technique, foresight)
+        notes |= {name: foresight.note for name, foresight in foresights.items()}
+        after |= _later(after, foresights, step.technique)
     left = {node.name for node in folded.nodes}
     layers = tuple(_planned(layer, after.get(layer.name), notes.get(layer.name, ""), layer.name in left)
                    for layer in found.layers)
@@ -63,10 +62,25 @@ def resolve(graph: GraphModel, recipe: Recipe, target: Target, found: Inventory,
 
 
 def changes_of(graph: GraphModel, recipe: Recipe, target: Target) -> dict[str, Planned]:
-    """What the recipe does to each layer that it changes; the last step counts where there are several."""
+    """What the recipe does to each layer that it changes, all steps together."""
     folded = graph.folded()
-    return {name: Planned(step.technique, found) for step in recipe.steps
-            for name, found in _foresights(folded, step, graph, target).items() if found.applies}
+    after: dict[str, Planned] = {}
+    for step in recipe.steps:
+        after |= _later(after, _foresights(folded, step, graph, target), step.technique)
+    return after
+
+
+def _later(before: Mapping[str, Planned], foresights: Mapping[str, Foresight], name: str) -> dict[str, Planned]:
+    """What comes of the layers that a step changes; integer layers keep the width that an earlier step gave their weights."""
+    found: dict[str, Planned] = {}
+    for layer, foresight in foresights.items():
+        if not foresight.applies or foresight.adjusts:
+            continue
+        if layer in before and technique(name).in_sites and foresight.bits < 32:
+            narrow = before[layer].foresight
+            foresight = replace(foresight, bits=narrow.bits, weights=narrow.weights, block=narrow.block) if narrow.bits < 16 else foresight
+        found[layer] = Planned(name, foresight)
+    return found
 
 
 def _foresights(folded: GraphModel, step: Step, graph: GraphModel, target: Target) -> dict[str, Foresight]:
@@ -74,8 +88,10 @@ def _foresights(folded: GraphModel, step: Step, graph: GraphModel, target: Targe
     options = used.checked(step.options)
     names = matched(step, graph.nodes)
     layers = {layer.name: layer for layer in folded.plain_layers()}
-    found = {name: used.foresee(layers[name], target, **options) for name in names if name in layers}
-    if used.needs != "calibration":
+    unseen: Collection[str] = () if used.enters_bodies else folded.inner_names
+    found = {name: Foresight(False, note=used.why_not_inside(name)) if name in unseen else used.foresee(layers[name], target, **options)
+             for name in names if name in layers}
+    if not used.in_sites:
         return found
     together = sites(folded.ir.graph, [name for name, each in found.items() if each.applies], target)
     alone = "its neighbours compute in float, so the conversions would cost more than they gain"

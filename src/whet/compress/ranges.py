@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from whet.compress.statistics import BINS, Statistics
 from whet.core.errors import Refused
 
-NEEDS_HISTOGRAM = frozenset({"percentile", "entropy", "mse"})
+METHODS = ("minmax", "moving_average", "percentile", "mse", "entropy", "octav")
+NEEDS_HISTOGRAM = frozenset({"percentile", "entropy", "mse", "octav"})
 
 
 def find_range(statistics: Statistics, method: str, *, codes: int, percentile: float) -> tuple[float, float]:
-    """(low, high) by ``method``: minmax, moving_average, percentile, entropy or mse. Raises Refused where nothing was seen.
+    """(low, high) by ``method``: minmax, moving_average, percentile, entropy, mse or octav. Raises Refused where nothing was seen.
 
     A tensor without a histogram has a range that an earlier step found, and keeps it.
     """
@@ -28,7 +29,7 @@ def find_range(statistics: Statistics, method: str, *, codes: int, percentile: f
         return statistics.mean_low, statistics.mean_high
     if method == "percentile":
         return by_percentile(statistics, percentile)
-    return {"entropy": by_entropy, "mse": by_mse}[method](statistics, codes)
+    return {"entropy": by_entropy, "mse": by_mse, "octav": by_octav}[method](statistics, codes)
 
 
 def by_percentile(statistics: Statistics, percentile: float) -> tuple[float, float]:
@@ -52,6 +53,28 @@ def by_mse(statistics: Statistics, codes: int) -> tuple[float, float]:
     errors = [_squared_error(statistics, share * statistics.low, share * statistics.high, codes) for share in shares]
     best = float(shares[int(np.argmin(errors))])
     return best * statistics.low, best * statistics.high
+
+
+def by_octav(statistics: Statistics, codes: int) -> tuple[float, float]:
+    """The clipping scalar of OCTAV (Sakr et al. 2022, equation 6): s with the least expected squared error, by Newton's method.
+
+    s <- E[|x|, |x| > s] / (d P(0 < |x| <= s) + P(|x| > s)), with d = 4 / (12 codes^2) where both signs occur (steps of 2 s / codes)
+    and 1 / (12 codes^2) where one does. A two-sided tensor is clipped at -s and s.
+    """
+    centres = np.abs(statistics.edges[:-1] + statistics.width / 2)
+    weights = statistics.counts / max(int(statistics.counts.sum()), 1)
+    zero = (statistics.edges[:-1] <= 0.0) & (statistics.edges[1:] > 0.0)
+    two_sided = statistics.low < 0.0 < statistics.high
+    noise = (4.0 if two_sided else 1.0) / (12.0 * codes * codes)
+    size = float((weights * centres).sum() / max(weights[~zero].sum(), 1e-30))
+    for _ in range(100):
+        outside = centres > size
+        divisor = noise * weights[~outside & ~zero].sum() + weights[outside].sum()
+        following = float((weights * centres)[outside].sum() / divisor) if divisor > 0 else size
+        if abs(following - size) <= 1e-6 * max(size, 1e-30):
+            break
+        size = following
+    return max(statistics.low, -size), min(statistics.high, size)
 
 
 def by_entropy(statistics: Statistics, codes: int) -> tuple[float, float]:

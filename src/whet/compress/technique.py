@@ -92,6 +92,7 @@ class Foresight:
     """What a technique would do to a layer. ``applies`` is False where it would leave it alone, and ``note`` says why.
 
     weights, activations: dtypes afterwards. bits, block: of the weights. runs_as: the kernel that the runtime will execute.
+    adjusts: whether only numbers change (a bias, a factor moved to the next layer), so that types and kernels are as they were.
     """
 
     applies: bool
@@ -101,6 +102,7 @@ class Foresight:
     block: int = 0
     runs_as: str = ""
     note: str = ""
+    adjusts: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,21 @@ class Technique:
     apply: Callable[..., Any]
     foresee: Callable[..., Foresight]
     view: type = LayerView
+
+    @property
+    def enters_bodies(self) -> bool:
+        """Whether it is done to layers inside an If, Loop or Scan too. Nobody sees the activations there, so only where none are needed."""
+        return self.view is LayerView and self.needs == "nothing"
+
+    def why_not_inside(self, name: str) -> str:
+        """Why it leaves a layer inside the body of a control-flow operator alone."""
+        around = name.split("/")[0]
+        return f"{around} runs it inside a body of its own, where activations are not observed; weight_only, dynamic and float16 go there"
+
+    @property
+    def in_sites(self) -> bool:
+        """Whether its layers compute in integers together, so that it depends on the neighbours of a layer whether that is done."""
+        return self.view is LayerView and self.needs == "calibration"
 
     def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Defaults filled in. Raises Refused on an unknown option or a value outside its range."""

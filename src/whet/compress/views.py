@@ -6,7 +6,7 @@ and puts back what came of it. LayerView itself stands in ``technique.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -107,22 +107,22 @@ class TensorView:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A part of the model with one input and one output tensor, to be learned as a whole.
+    """A part of the model between two places where just one tensor is alive, to be learned as a whole.
 
-    layers: its layers with weights, by name. tensors: the activations in it that will lie on a grid, with their statistics, by name.
-    inputs, exact_inputs: [n, ...] the block's input as the blocks before give it once they are quantised, and as they did in float.
-    targets: [n, ...] the block's output in float.
-    run(x, weights, place): the block's output, with weights [out, ...] by layer, and place(name, tensor) put in the place of each tensor
-    of ``tensors``.
+    layers: its layers with weights, by name. tensors: the activations read in it that will lie on a grid, with their statistics.
+    inputs, exact_inputs: the tensors that enter, [n, ...] each, as the blocks before give them once they are quantised, and as they
+    did in float. targets: [n, ...] the block's output in float; several outputs side by side as [n, numbers].
+    run(inputs, weights, place): the output, with weights [out, ...] by layer, and place(name, tensor) in the place of each tensor of
+    ``tensors``.
     """
 
     name: str
     layers: Mapping[str, LayerView]
     tensors: Mapping[str, Statistics]
-    inputs: Tensor
-    exact_inputs: Tensor
+    inputs: tuple[Tensor, ...]
+    exact_inputs: tuple[Tensor, ...]
     targets: Tensor
-    run: Callable[[Tensor, Mapping[str, Tensor], Callable[[str, Tensor], Tensor]], Tensor]
+    run: Callable[[Sequence[Tensor], Mapping[str, Tensor], Callable[[str, Tensor], Tensor]], Tensor]
 
 
 @dataclass(frozen=True, eq=False)

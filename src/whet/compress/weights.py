@@ -7,11 +7,15 @@ result back into the stored layout.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
 
 from whet.compress.grid import Array
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,12 @@ def as_stored(rows: Array, shape: tuple[int, ...], slot: Slot) -> Array:
     """[out, ...] (or flattened to [out, in]) -> the stored layout of ``shape``."""
     moved = np.moveaxis(np.empty(shape, np.bool_), slot.axis, 0).shape
     return np.ascontiguousarray(np.moveaxis(rows.reshape(moved), 0, slot.axis))
+
+
+def stored_rows(rows: Tensor, shape: tuple[int, ...], slot: Slot) -> Tensor:
+    """``as_stored`` for a torch tensor, with gradients: [out, ...] -> the stored layout of ``shape``."""
+    moved = np.moveaxis(np.empty(shape, np.bool_), slot.axis, 0).shape
+    return rows.reshape(moved).movedim(0, slot.axis)
 
 
 def int_attribute(node: ir.Node, name: str, default: int) -> int:

@@ -88,13 +88,28 @@ class OperatorReport(Document):
 
 
 @dataclass(frozen=True)
+class Stage(Document):
+    """One stage of the search. trials: the candidates that it made, by name. best: the best of all that were made by then and passed,
+    else the one that came closest; "" where there was none. passed: whether ``best`` passed. note: why nothing was made, or what
+    decided what was. seconds: of the whole stage.
+    """
+
+    name: str
+    trials: tuple[str, ...] = ()
+    best: str = ""
+    passed: bool = False
+    note: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Outcome(Document):
     """The verdict first: ``winner`` is the name of a trial, or "" where none passed; then ``closest`` came nearest.
 
     headline: the verdict in one sentence. blame: the layers that do most harm, worst first, as sentences. layers: of the
     winner, else of the closest. data: sources, hashes and counts of evaluation and calibration. machine: what it ran on.
     command: how to do it again. notes: what a reader must know (data split off, an estimate instead of a measurement).
-    operators: what the runtime executes, before and after; () where it was not profiled.
+    operators: what the runtime executes, before and after; () where it was not profiled. stages: of the search, in their order.
     """
 
     model: str
@@ -117,6 +132,7 @@ class Outcome(Document):
     seconds: float = 0.0
     original: str = ORIGINAL
     operators: tuple[OperatorReport, ...] = ()
+    stages: tuple[Stage, ...] = ()
 
     def trial(self, name: str) -> Trial | None:
         """The trial of that name, None where there is none."""

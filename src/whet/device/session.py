@@ -49,6 +49,7 @@ def open_session(
     providers: Sequence[str] = ("CPUExecutionProvider",),
     profile_prefix: Path | None = None,
     optimized_to: Path | None = None,
+    plan_memory: bool = True,
 ) -> onnxruntime.InferenceSession:
     """A session over a file or over the bytes of a model.
 
@@ -57,6 +58,7 @@ def open_session(
     they say otherwise; it costs waking the threads (10 to 100 us) in each inference and changes no result.
     profile_prefix: turns onnxruntime's profiler on; its file gets this path with a time and ".json" appended.
     optimized_to: where onnxruntime writes the graph as it will execute it.
+    plan_memory: False lets each tensor be allocated as it comes. Runs whose many outputs are large then hold half as much besides them.
 
     Raises Refused for a missing file, a bad number of threads or a provider that is not there; Unsupported where onnxruntime
     cannot load the model, naming node and operator where it does.
@@ -64,6 +66,7 @@ def open_session(
     source = _readable(model)
     _check_providers(providers)
     settings = _settings(threads, options, profile_prefix, optimized_to)
+    settings.enable_mem_pattern = plan_memory
     try:
         # Without enable_fallback=0 a provider that fails is replaced by the CPU's, and the wrong device would be measured.
         return onnxruntime.InferenceSession(source, settings, providers=list(providers), enable_fallback=0)
@@ -97,7 +100,7 @@ def run(session: onnxruntime.InferenceSession, feeds: Mapping[str, Array], names
     Nothing is cast or reshaped. Raises Refused where a name, dtype or shape is not the model's, and Unsupported where the
     model fails while running.
     """
-    outputs = tuple(spec.name for spec in map(_spec, session.get_outputs()))
+    outputs = tuple(argument.name for argument in session.get_outputs())
     wanted = outputs if names is None else tuple(names)
     for name in wanted:
         if name not in outputs:

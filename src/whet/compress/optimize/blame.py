@@ -9,6 +9,7 @@ import numpy as np
 
 from whet.compress.calibrate import collect
 from whet.compress.data.dataset import Array, Dataset
+from whet.compress.evaluate.output_error import relative_error as relative_error
 from whet.compress.graph import GraphModel
 from whet.compress.ranges import NEEDS_HISTOGRAM
 from whet.compress.runtime import outputs_of
@@ -50,22 +51,6 @@ def _alone(folded: GraphModel, name: str, statistics: Mapping[str, Any], options
     work = Work(technique(step.technique), dict.fromkeys(found, options), target, data)
     changes = changes_for(working, found, known, work)
     return relative_error(reference, outputs_of(working.with_integers(found, changes, target), data))
-
-
-def relative_error(reference: Mapping[str, Array], found: Mapping[str, Array]) -> float:
-    """The largest of sum |y' - y|^2 / sum |y|^2 over the float outputs, and where there are none, of the share of whole numbers that
-    changed. 0 where an output is all zeros and stays so, 1 where it does not; infinity where NaN or infinity came out."""
-    floats = [name for name, values in reference.items() if np.issubdtype(values.dtype, np.floating)]
-    if not floats:
-        return max((float((found[name] != values).mean()) for name, values in reference.items()), default=0.0)
-    return max(_energy(reference[name].astype(np.float64), found[name].astype(np.float64)) for name in floats)
-
-
-def _energy(reference: Array, found: Array) -> float:
-    power, error = float((reference**2).sum()), float(((found - reference) ** 2).sum())
-    if not np.isfinite(error):
-        return float("inf")
-    return error / power if power else float(error > 0)
 
 
 def sentences(found: Mapping[str, float], ops: Mapping[str, str], most: int = 5) -> tuple[str, ...]:

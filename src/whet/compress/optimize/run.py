@@ -10,7 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from whet.compress.artifacts import MODEL_NAME, load, original_artifact, source_file, tool_versions, write_artifact
-from whet.compress.data import Dataset, check_overlap, load_data, split
+from whet.compress.data import Dataset, apart
 from whet.compress.evaluate import find_metric
 from whet.compress.graph import GraphModel
 from whet.compress.inspect import inspect
@@ -27,14 +27,11 @@ from whet.compress.optimize.searching import Search, is_integer
 from whet.compress.optimize.trials import Workshop
 from whet.compress.recipes import as_target
 from whet.compress.runtime import one_inference, outputs_of
-from whet.core.errors import Refused
 from whet.core.gate import judge
 from whet.core.outcome import ORIGINAL, Outcome, Trial
 from whet.core.recipe import Recipe
 from whet.core.target import Target
 from whet.device.machine import describe, stamp
-
-CALIBRATION_SAMPLES = 300
 
 
 def optimize(model: Any, *, data: Any, out: str | os.PathLike[str], calibration: Any = None, metric: str | Callable[..., Any] | None = None,
@@ -57,7 +54,7 @@ def optimize(model: Any, *, data: Any, out: str | os.PathLike[str], calibration:
     limits = Limits(max_drop, max_latency_ms, max_size_bytes, max_memory_bytes)
     check_question(minimize, seconds, time_budget_s)
     graph, place = load(model, example_inputs=example_inputs), as_target(target)
-    evaluation, calibrating, notes = _data(graph, data, calibration, seed)
+    evaluation, calibrating, notes = apart(data, calibration, graph.inputs, seed=seed)
     chosen = find_metric(metric or ("accuracy" if evaluation.labels is not None else "fidelity"))
     with taken(Path(out)) as folder:
         bench, parent_id = _bench(graph, model, folder, evaluation, chosen, place, confidence, seconds)
@@ -75,23 +72,10 @@ def optimize(model: Any, *, data: Any, out: str | os.PathLike[str], calibration:
             graph.origin, place.name, minimize, chosen.name, gates, trials, best, words.headline(trials, best, minimize, evaluation),
             closest="" if best else closest(trials, ORIGINAL), data=_described(evaluation, calibrating), machine=describe().to_plain(),
             tools=tool_versions(), command=command, notes=(*notes, *words.notes(place, trials, search.late)), began=at,
+            stages=tuple(search.stages),
         )
         outcome = _explained(outcome, bench, search)
         return written(replace(outcome, seconds=round(perf_counter() - began, 1)), folder)
-
-
-def _data(graph: GraphModel, data: Any, calibration: Any, seed: int) -> tuple[Dataset, Dataset, tuple[str, ...]]:
-    """(evaluation, calibration, notes). Calibration is split off where it is not given; an overlap is Refused."""
-    evaluation = load_data(data, graph.inputs)
-    if calibration is not None:
-        calibrating = load_data(calibration, graph.inputs)
-        check_overlap(calibrating, evaluation)
-        return evaluation, calibrating, ()
-    if len(evaluation) < 4:
-        raise Refused("split calibration samples off the data", found=f"{len(evaluation)} samples", do="give more data, or --calibration")
-    count = min(CALIBRATION_SAMPLES, max(len(evaluation) // 5, 2))
-    calibrating, rest = split(evaluation, count=count, seed=seed)
-    return rest, calibrating, (f"{len(calibrating)} samples were split off the evaluation data for calibration; they are not evaluated on",)
 
 
 def _bench(graph: GraphModel, source: Any, folder: Path, data: Dataset, metric: Any, target: Target, confidence: float,
@@ -125,7 +109,7 @@ def _explained(outcome: Outcome, bench: Bench, search: Search) -> Outcome:
         return outcome
     failed = {reason.measurement for reason in trial.verdict.reasons if not reason.passed} if trial.verdict else set()
     if "drop" in failed and is_integer(trial):
-        search.find_damage(trial.recipe.steps[0])
+        search.find_damage(next(step for step in trial.recipe.steps if step.technique == "static"))
     made = load(search.workshop.model_of(trial).parent)
     folded, threads = bench.original.folded(), bench.target.threads
     before, after = (kernels_of(each, bench.feeds, threads) for each in (folded, made)) if bench.target.here else ((), ())

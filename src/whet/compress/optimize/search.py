@@ -1,15 +1,17 @@
 """What to try, and in which order: pure decisions from the layers, the target and the goal.
 
-Full-integer models come first, since they win most often, so that a good answer is there early: plain int8, then with the layers in
-float that are slower in integers, then with other ranges. What is known to be of no use is not tried, and the reason is told.
+The order is that of price. Plain int8 first; then what costs nothing at run time: other ranges, equalised layers and corrected biases;
+then mixed precision (``mixed/``); then learned rounding. What is known to be of no use is not tried, and the reason is told.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+from whet.compress.mixed.allotted import Base
+from whet.compress.mixed.problem import Choice, Problem
 from whet.core.document import FrozenMap
 from whet.core.inventory import Inventory
 from whet.core.recipe import Recipe, Step
@@ -19,7 +21,8 @@ from whet.core.target import Target
 WORTHWHILE_SHARE = 0.1
 # Products of this many weights are where packed 4-bit kernels begin to pay.
 _LARGE_PRODUCT = 1 << 16
-_NAME_LENGTH = 40  # of a layer in the name of an idea; exporters write names of 200 letters
+# What learns how to round weights of few bits, the quickest first.
+_ROUNDING = ("gptq", "adaround", "reconstruct")
 
 
 @dataclass(frozen=True)
@@ -31,48 +34,86 @@ class Idea:
     skip: str = ""
 
 
+@dataclass(frozen=True)
+class Start:
+    """A full-integer model to go on from. label: what it has beside plain int8, "" where it is that."""
+
+    label: str
+    base: Base
+
+    @property
+    def idea(self) -> Idea:
+        return self.named("int8", self.base.recipe)
+
+    def named(self, what: str, recipe: Recipe) -> Idea:
+        """An idea that stands on this one."""
+        name = f"{what}, {self.label}" if self.label else what
+        return Idea(name, replace(recipe, name=name))
+
+
 def one_step(technique: str, name: str, *, exclude: Iterable[str] = (), **options: Any) -> Idea:
     """An idea of a single step."""
     return Idea(name, Recipe((Step(technique, exclude=tuple(exclude), options=FrozenMap(options)),), name))
 
 
-INTEGER = one_step("static", "int8")
+PLAIN = Start("", Base())
+INTEGER = PLAIN.idea
 """The first thing to try: what its layers cost and lose decides what comes next."""
 
 
-def range_ideas(exclude: Sequence[str]) -> tuple[Idea, ...]:
-    """Other ways to find the ranges, with the layers in float that proved to be better off there."""
-    where = f", {_named(exclude)} in float" if exclude else ""
-    return tuple(one_step("static", f"int8{where}, range by {method}", exclude=exclude, ranges=method) for method in ("mse", "percentile"))
+def other_ranges(known: Sequence[str]) -> tuple[Start, ...]:
+    """Other ways to find the ranges of activations. known: the names of all techniques."""
+    found = [Start(f"range by {method}", Base(options=FrozenMap({"ranges": method}))) for method in ("mse", "percentile")]
+    if "clip" in known:
+        found.append(Start("range by layer error", Base((Step("clip"),))))
+    return tuple(found)
 
 
-def other_ideas(found: Inventory, target: Target, goal: str) -> tuple[Idea, ...]:
-    """Everything that is not full-integer arithmetic: smaller files, packed products, activations quantised as they come."""
-    ideas = [_dynamic(found, target), _packed(found, target), one_step("float16", "float16"), one_step("weight_only", "int8 weights")]
-    if goal == "size":
-        ideas += [one_step("weight_only", "4-bit weights", bits=4, block=32),
-                  one_step("weight_only", "4-bit weights, asymmetric", bits=4, block=32, symmetric=False)]
-    return tuple(ideas)
+def corrected(start: Start, known: Sequence[str]) -> tuple[Start, ...]:
+    """What mends the loss of an integer model at no cost at run time: equalised layers, smoothed inputs, corrected biases."""
+    before = [name for name in ("equalize", "smoothquant") if name in known]
+    after = (Step("bias_correct"),) if "bias_correct" in known else ()
+    ways = [((), after), *(((name,), ()) for name in before), *(((name,), after) for name in before)]
+    words = {"equalize": "equalised", "smoothquant": "smoothed", "bias_correct": "biases corrected"}
+    found = {}
+    for names, behind in ways:
+        label = ", ".join([*filter(None, [start.label]), *(words[name] for name in names), *(words[step.technique] for step in behind)])
+        base = Base((*map(Step, names), *start.base.before), start.base.options, behind)
+        found[label] = Start(label, base)
+    return tuple(each for each in found.values() if each.base != start.base)
 
 
-def faster_in_float(before_us: Mapping[str, float], after_us: Mapping[str, float], weighted: Sequence[str], *,
-                    most: int = 3) -> tuple[Idea, ...]:
-    """Integer recipes that leave in float the layers that became slower, worst first: one idea with one layer, one with two, ...
+def rounded(start: Start, problem: Problem, choice: Choice, known: Sequence[str]) -> tuple[Start, ...]:
+    """The same with the weights' rounding learned before ``static`` takes them, for the layers that the choice gives few bits."""
+    bits: dict[int, list[str]] = {}
+    for unit in problem.units:
+        way = unit.offer(choice[unit.name]).way
+        if way.integers and not unit.follows:
+            bits.setdefault(int(way.options.get("bits", 8)), []).extend(unit.layers)
+    if not bits:
+        return ()
+    least = min(bits)
+    found = []
+    for name in _ROUNDING:
+        if name in known:
+            step = Step(name, tuple(bits[least]), options=FrozenMap({"bits": least}))
+            label = ", ".join([*filter(None, [start.label]), f"rounded by {name}"])
+            found.append(Start(label, replace(start.base, before=(*start.base.before, step))))
+    return tuple(found)
 
-    before_us, after_us: time of each layer in float and in integers. weighted: the layers that may stay in float.
+
+def other_ideas(found: Inventory, target: Target, goal: str, *, integer_passed: bool = False) -> tuple[Idea, ...]:
+    """Everything that is not full-integer arithmetic: smaller files, packed products, activations quantised as they come.
+
+    integer_passed: whether an integer model is good enough and faster, so that float arithmetic could win nothing but bytes.
     """
-    losses = {name: after_us[name] - before_us[name] for name in weighted if name in before_us and name in after_us}
-    losers = sorted((name for name, loss in losses.items() if loss > 0.1 * before_us[name]), key=lambda name: -losses[name])[:most]
-    return tuple(one_step("static", f"int8, {_named(losers[:count])} in float", exclude=losers[:count])
-                 for count in range(1, len(losers) + 1))
-
-
-def gentler(damage: Mapping[str, float], exclude: Sequence[str] = (), options: Mapping[str, Any] | None = None) -> tuple[Idea, ...]:
-    """Integer recipes that leave the most damaging layers in float: the worst one, two and four."""
-    worst = [name for name in sorted(damage, key=lambda name: -damage[name]) if name not in exclude]
-    counts = [count for count in (1, 2, 4) if count < len(worst)]  # one layer at least stays in integers
-    return tuple(one_step("static", f"int8, {_named(worst[:count])} in float for accuracy", exclude=(*exclude, *worst[:count]),
-                          **(options or {})) for count in counts)
+    useless = "an integer model passed, and weights that are only stored smaller gain no time" if integer_passed and goal in (
+        "latency", "energy") else ""
+    stored = [one_step("float16", "float16"), one_step("weight_only", "int8 weights")]
+    ideas = [_dynamic(found, target), _packed(found, target), *(replace(idea, skip=useless) for idea in stored)]
+    if goal == "size":
+        ideas.append(one_step("weight_only", "4-bit weights", bits=4, block=32))
+    return tuple(ideas)
 
 
 def _dynamic(found: Inventory, target: Target) -> Idea:
@@ -97,8 +138,3 @@ def _packed(found: Inventory, target: Target) -> Idea:
     if not large:
         return Idea(idea.name, idea.recipe, f"no matrix product of {_LARGE_PRODUCT} weights or more")
     return Idea(idea.name, idea.recipe, "" if "MatMul" in target.nbits_ops else f"{target.name} has no kernel for packed weights")
-
-
-def _named(names: Sequence[str]) -> str:
-    first = names[0] if len(names[0]) <= _NAME_LENGTH else "..." + names[0][-_NAME_LENGTH + 3 :]
-    return first if len(names) == 1 else f"{first} and {len(names) - 1} more"

@@ -60,6 +60,11 @@ def progress(trial: Trial) -> str:
     return f"{trial.name}: {', '.join(said) or 'measured'}{'' if trial.passed else ' (refused)'}"
 
 
+def divergence(value: float) -> str:
+    """How far outputs are from the original's, as ``mixed.measured.divergence`` has it."""
+    return f"a divergence of {value:.2g}" if math.isfinite(value) else "no outputs"
+
+
 def _speed(trial: Trial) -> str:
     ratio = trial.value("latency_ratio")
     if not ratio:

@@ -34,12 +34,13 @@ def _put_product(node: ir.Node, slot: Slot, weight: Quantised, editor: Editor) -
     if int_attribute(node, "transA", 0):
         x = editor.node("Transpose", [x], dtype=ir.DataType.FLOAT)
     quantised, scale_x, zero_x = _quantise_dynamically(x, editor)
+    store = editor.within(stored.graph)  # bodies of an If may share a weight of the graph around them
     convolution = node.op_type == "Conv"
     if convolution:  # onnxruntime's ConvInteger is fast with uint8 weights only: same grid, codes moved up by 128
         moved = (codes.astype(np.int16) + 128).astype(np.uint8)
-        inputs = [quantised, editor.constant(moved), zero_x, editor.constant(np.array(128, np.uint8))]
+        inputs = [quantised, store.constant(moved), zero_x, editor.constant(np.array(128, np.uint8))]
     else:
-        inputs = [quantised, editor.constant(codes), zero_x, editor.constant(np.zeros((), np.int8))]
+        inputs = [quantised, store.constant(codes), zero_x, editor.constant(np.zeros((), np.int8))]
     attributes = dict(node.attributes) if convolution else {}
     old, name = node.outputs[0], node.name or ""
     node.name = f"{name}_replaced"
@@ -90,7 +91,7 @@ def _put_lstm(node: ir.Node, weights: dict[Slot, Quantised], editor: Editor) -> 
         directions, hidden4, width = array(inputs[slot.index]).shape  # type: ignore[arg-type]
         # [4h, directions * in] -> [directions, in, 4h]
         codes = weight.codes.reshape(hidden4, directions, width).transpose(1, 2, 0)
-        inputs[slot.index] = editor.constant(np.ascontiguousarray(codes))
+        inputs[slot.index] = editor.within(inputs[slot.index].graph).constant(np.ascontiguousarray(codes))  # type: ignore[union-attr]
         per_channel = weight.grid.axis is not None
         scale = np.repeat(weight.grid.scale[None], directions, 0) if per_channel else np.repeat(weight.grid.scale.reshape(1), directions)
         grids += [editor.constant(scale), editor.constant(np.zeros(scale.shape, np.int8))]
@@ -103,4 +104,4 @@ def _put_lstm(node: ir.Node, weights: dict[Slot, Quantised], editor: Editor) -> 
         editor.take_output(old, new)
         editor.redirect(old, new)
     editor.remove(node)
-    editor.graph.opset_imports.setdefault("com.microsoft", 1)
+    editor.imports("com.microsoft")

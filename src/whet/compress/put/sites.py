@@ -10,7 +10,7 @@ An operator without weights follows its neighbours: between two conversions it w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -26,6 +26,9 @@ REARRANGERS = frozenset({"Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueez
 # Movers whose first input alone is data; the others have several data inputs or outputs and are not followed.
 _MOVERS = frozenset({"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Gather", "Expand", "Tile",
                      "Identity", "Dropout", "DepthToSpace", "Resize", "Pad"})
+_CUTTERS = frozenset({"Slice", "Split", "Gather"})
+# Ranges are unequal where the narrow one would lose three of its eight bits.
+UNEQUAL = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +56,17 @@ def sites(graph: ir.Graph, wanted: Iterable[str], target: Target) -> dict[str, S
     while loose := {node for node in chosen if node.op_type not in WEIGHTED and not _in_company(node, chosen, target)}:
         chosen -= loose
     return {node.name or "": Site(node, activation_inputs(node), _output(node, chosen, target)) for node in graph if node in chosen}
+
+
+def torn(found: Mapping[str, Site], widths: Mapping[str, float], target: Target) -> tuple[str, ...]:
+    """The Concats among the sites that had better stay in float: one grid would hold very unequal tensors, which are cut apart again.
+
+    So a detector joins boxes in pixels with scores below 1, and its post-processing takes them apart. A Concat that is read as a whole
+    has to have one grid in any case. widths: of the range of each tensor that a grid lies on, by name.
+    """
+    joined = {name: [widths[value.name or ""] for value in site.tensors] for name, site in found.items() if site.node.op_type == "Concat"}
+    unequal = [name for name, each in joined.items() if max(each) > UNEQUAL * min(each)]
+    return tuple(name for name in unequal if _cut_apart(found[name].node.outputs[0], target))
 
 
 def is_integer_op(node: ir.Node, target: Target) -> bool:
@@ -107,6 +121,11 @@ def vanishes(node: ir.Node) -> bool:
     if before is None or only_reader(node.inputs[0]) is not node:  # type: ignore[arg-type]
         return False
     return node.op_type == "Relu" or (node.op_type == "Clip" and _clips_at_zero(node))
+
+
+def _cut_apart(value: ir.Value, target: Target) -> bool:
+    return any(node.op_type in _CUTTERS or (index == 0 and is_mover(node, target) and _cut_apart(node.outputs[0], target))
+               for node, index in value.uses())
 
 
 def _in_company(node: ir.Node, chosen: set[ir.Node], target: Target) -> bool:

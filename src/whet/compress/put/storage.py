@@ -11,14 +11,15 @@ from whet.compress.technique import Change
 from whet.compress.weights import Slot, array, as_stored, int_attribute
 from whet.core.target import Target
 
-# MatMulNBits: onnxruntime 1.31 has kernels for these, and for no other bits (FACTS).
-_PACKED_BITS = (4, 8)
+# MatMulNBits: onnxruntime 1.31 fails with 3, 5, 6 and 7 bits (tests/device/test_bits.py).
+PACKED_BITS = (4, 8)
 
 
 def put_float16(node: ir.Node, slot: Slot, weight: Array, editor: Editor) -> None:
     """W -> float16 constant -> Cast to float32 -> node. onnxruntime folds the Cast at load."""
     old = node.inputs[slot.index]
     assert old is not None
+    editor = editor.within(old.graph)  # the body of an If may read a weight of the graph around it
     stored = editor.constant(as_stored(weight, tuple(array(old).shape), slot))
     cast = editor.node("Cast", [stored], attributes={"to": ir.DataType.FLOAT.value}, like=stored, dtype=ir.DataType.FLOAT)
     node.replace_input_with(slot.index, cast)
@@ -28,13 +29,22 @@ def put_weight(node: ir.Node, slot: Slot, change: Change, target: Target, editor
     """Integer weights in the layer: packed where the target has a kernel for that, else with the arithmetic that gives them back."""
     weight = change.weight
     assert isinstance(weight, Quantised)
-    if weight.grid.block and weight.grid.bits in _PACKED_BITS and "MatMul" in target.nbits_ops and _can_pack(node):
-        _put_packed(node, weight, change.kernel.get("accuracy_level", 4), editor)
-        return
+    if weight.grid.block and weight.grid.bits in PACKED_BITS and "MatMul" in target.nbits_ops and _can_pack(node):
+        _put_packed(node, weight, change.kernel.get("accuracy_level", 4), editor.within(node.graph))
+    else:
+        put_folded(node, slot, weight, editor)
+
+
+def put_folded(node: ir.Node, slot: Slot, weight: Quantised, editor: Editor) -> None:
+    """Integer weights on disk that the runtime turns into floats once, at load."""
     old = node.inputs[slot.index]
     assert old is not None
-    codes, grid = stored_codes(weight, tuple(array(old).shape), slot)
-    value, kind = _rescaled(codes, grid, editor), _dtype(old)
+    editor = editor.within(old.graph)  # the body of an If may read a weight of the graph around it
+    shape, kind = tuple(array(old).shape), _dtype(old)
+    if weight.grid.block and len(shape) > 2:
+        value = _unflattened(_rescaled(weight.codes, weight.grid, editor), shape, slot, editor)
+    else:
+        value = _rescaled(*stored_codes(weight, shape, slot), editor)
     if kind != ir.DataType.FLOAT:  # a model that computes in float16 goes on doing so
         value = editor.node("Cast", [value], attributes={"to": kind.value}, dtype=kind)
     node.replace_input_with(slot.index, value)
@@ -58,6 +68,17 @@ def _rescaled(codes: Array, grid: Grid, editor: Editor) -> ir.Value:
         value = editor.node("Sub", [value, editor.constant(zero)], dtype=ir.DataType.FLOAT)
     value = editor.node("Mul", [value, editor.constant(scale)], dtype=ir.DataType.FLOAT)
     return _out_of_blocks(value, shape, axis, grid.block, editor) if grid.block and axis is not None else value
+
+
+def _unflattened(rows: ir.Value, shape: tuple[int, ...], slot: Slot, editor: Editor) -> ir.Value:
+    """[out, in] as the stored ``shape``: blocks run over all of an output channel's weights, whatever their dimensions."""
+    axis = slot.axis % len(shape)
+    moved = np.array([shape[axis], *shape[:axis], *shape[axis + 1 :]], np.int64)
+    value = editor.node("Reshape", [rows, editor.constant(moved)], dtype=ir.DataType.FLOAT)
+    if axis == 0:
+        return value
+    order = [*range(1, axis + 1), 0, *range(axis + 1, len(shape))]
+    return editor.node("Transpose", [value], attributes={"perm": order}, dtype=ir.DataType.FLOAT)
 
 
 def _in_blocks(codes: Array, axis: int, block: int) -> Array:
@@ -123,7 +144,8 @@ def _dtype(value: ir.Value) -> ir.DataType:
 
 
 def _put_packed(node: ir.Node, weight: Quantised, accuracy_level: int, editor: Editor) -> None:
-    codes, scales, zeros = (editor.constant(part) for part in pack_rows(weight))
+    store = editor.within(node.inputs[1].graph)  # type: ignore[union-attr]
+    codes, scales, zeros = (store.constant(part) for part in pack_rows(weight))
     rows, columns = weight.codes.shape
     attributes = {"K": columns, "N": rows, "bits": weight.grid.bits, "block_size": weight.grid.block, "accuracy_level": accuracy_level}
     inputs = [node.inputs[0], codes, scales, zeros]
@@ -136,4 +158,4 @@ def _put_packed(node: ir.Node, weight: Quantised, accuracy_level: int, editor: E
     editor.take_output(old, out)
     editor.redirect(old, out)
     editor.remove(node)
-    editor.graph.opset_imports.setdefault("com.microsoft", 1)
+    editor.imports("com.microsoft")

@@ -33,14 +33,19 @@ def render(outcome: Outcome) -> str:
     The page's own style and script are allowed by their hash (Content-Security-Policy), and nothing else is: should a hostile
     name ever get past the escaping, the browser still runs none of it.
     """
+    return filled("report.html.j2", _context(outcome))
+
+
+def filled(template: str, context: dict[str, Any]) -> str:
+    """A template of this room as a page, with the style and the script that all pages share."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     style, script = (_template(name) for name in ("style.css", "script.js"))
-    text = environment.get_template("report.html.j2").render(
-        **_context(outcome), style=style, script=script, style_hash=_hash(style), script_hash=_hash(script)
+    text = environment.get_template(template).render(
+        **context, style=style, script=script, style_hash=_hash(style), script_hash=_hash(script)
     )
     return _UNFIT.sub("\ufffd", text)
 
@@ -86,6 +91,7 @@ def _context(outcome: Outcome) -> dict[str, Any]:
         "signs": SIGNS,
         "columns": columns(outcome),
         "rows": found,
+        "stages": sections.stage_rows(outcome, found),
         "told": {row.number: sections.told(outcome, row) for row in found},
         "estimated": any(cell.estimated for row in found for cell in row.cells.values()),
         "layers_top": weighty,

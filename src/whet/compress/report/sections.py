@@ -41,6 +41,22 @@ class GateRow:
 
 
 @dataclass(frozen=True)
+class StageRow:
+    """One stage of the search: what it made, why not more, and where the best candidate stood after it. numbers: of the candidates in
+    the table."""
+
+    name: str
+    made: str
+    best: str
+    passed: bool
+    drop: Cell
+    faster: Cell
+    size: Cell
+    took: str
+    note: str
+
+
+@dataclass(frozen=True)
 class ProfileRow:
     """One measurement before and after. change: after / before."""
 
@@ -113,6 +129,18 @@ def profile_rows(outcome: Outcome, trial: Trial | None) -> tuple[ProfileRow, ...
         if name in original.measurements or name in trial.measurements:
             before, after = (cells.measured(outcome, each, name) for each in (original, trial))
             found.append(ProfileRow(title_of(name, outcome.metric), before, after, _ratio(outcome, original, trial, name)))
+    return tuple(found)
+
+
+def stage_rows(outcome: Outcome, rows: tuple[Row, ...]) -> tuple[StageRow, ...]:
+    """What each stage of the search bought: the best candidate by its end."""
+    places = {row.trial.name: row.number for row in rows}
+    found = []
+    for stage in outcome.stages:
+        best = outcome.trial(stage.best) or Trial("", _empty(), "failed", "nothing was measured by then")
+        found.append(StageRow(stage.name, _numbers([places[name] for name in stage.trials if name in places]) or cells.DASH, stage.best,
+                              stage.passed, cells.measured(outcome, best, "drop"), cells.speedup(best), cells.shrinkage(outcome, best),
+                              numbers.duration(stage.seconds), stage.note))  # fmt: skip
     return tuple(found)
 
 

@@ -47,7 +47,9 @@ def read_model(source: Source, *, example_inputs: Any = None, weights: str | os.
     if isinstance(source, bytes | bytearray | memoryview):
         return read_onnx_bytes(bytes(source))
     if isinstance(source, onnx.ModelProto):
-        return from_proto(source)
+        own = onnx.ModelProto()
+        own.CopyFrom(source)  # the graph's tensors are views of the message, and renaming one would rename it in the caller's
+        return from_proto(own)
     if isinstance(source, ir.Model):
         return _from_ir(source)
     if _is_module(source):

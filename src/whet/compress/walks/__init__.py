@@ -54,6 +54,6 @@ _FILES = {"LayerView": "layers", "GramView": "grams", "SampleView": "samples", "
 
 def walk_of(used: Technique) -> Walk:
     """The way through the model for what the technique must see."""
-    name = "sites" if used.view.__name__ == "LayerView" and used.needs == "calibration" else _FILES[used.view.__name__]
+    name = "sites" if used.in_sites else _FILES[used.view.__name__]
     found: Walk = importlib.import_module(f"whet.compress.walks.{name}").walk
     return found

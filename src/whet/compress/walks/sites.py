@@ -7,17 +7,28 @@ from dataclasses import replace
 
 from whet.compress.calibrate import collect
 from whet.compress.graph import GraphModel
-from whet.compress.put.sites import Site
+from whet.compress.put.sites import Site, torn
 from whet.compress.ranges import NEEDS_HISTOGRAM
 from whet.compress.statistics import Statistics
 from whet.compress.technique import Change
 from whet.compress.walks import Work
+from whet.compress.walks.unequal_branches import balanced
+from whet.compress.walks.unequal_inputs import collected_again, evened, float_inputs
 from whet.core.errors import Unsupported
 from whet.core.progress import track
 
 
 def walk(model: GraphModel, work: Work) -> GraphModel:
     """Calibrate, show the technique each site, and let the sites compute in integers. Raises Unsupported where there is none."""
+    working, found, statistics = prepared(model, work)
+    reference = model.reference or working.copied()  # with its branches divided, so that tensors of one name can be compared
+    changes = changes_for(working, found, statistics, work)
+    return replace(working.with_integers(found, changes, work.target), reference=reference)
+
+
+def prepared(model: GraphModel, work: Work) -> tuple[GraphModel, dict[str, Site], dict[str, Statistics]]:
+    """All that comes before the technique: a copy of the model, with inputs divided that need it, the sites in it, and the statistics
+    of their tensors. Raises Unsupported where there is no site."""
     working = model.copied()
     found = working.integer_sites(list(work.layers), work.target)
     if not found:
@@ -25,8 +36,13 @@ def walk(model: GraphModel, work: Work) -> GraphModel:
         raise Unsupported(f"apply {work.technique.name} to {', '.join(list(work.layers)[:5])}", found=found_none,
                           do="name the convolutions and matrix products too")
     statistics = statistics_of(working, found, work)
-    changes = changes_for(working, found, statistics, work)
-    return replace(working.with_integers(found, changes, work.target), reference=model.reference or model)
+    widths = {name: max(each.high, 0.0) - min(each.low, 0.0) for name, each in statistics.items()}
+    if unequal := torn(found, widths, work.target):
+        found = working.integer_sites([name for name in work.layers if name not in unequal], work.target)
+    if names := (*evened(working, found, statistics, work), *balanced(working, found, statistics)):
+        found = working.integer_sites([name for name in work.layers if name not in unequal], work.target)
+        statistics |= collected_again(working, names, work, histogram=_histogram(work))
+    return working, found, statistics
 
 
 def observed(found: Mapping[str, Site]) -> tuple[str, ...]:
@@ -41,9 +57,13 @@ def observed(found: Mapping[str, Site]) -> tuple[str, ...]:
 def statistics_of(model: GraphModel, found: Mapping[str, Site], work: Work) -> dict[str, Statistics]:
     """Of every tensor that gets a grid; those whose range an earlier step found are not observed again."""
     missing = [name for name in observed(found) if name not in model.ranges]
-    histogram = any(options.get("ranges") in NEEDS_HISTOGRAM for options in work.layers.values())
+    channels = {name: given.axis for name, given in float_inputs(model, found, work.target).items()}
     known = {name: _found_before(name, *model.ranges[name]) for name in observed(found) if name in model.ranges}
-    return {**known, **(collect(model, missing, work.calibration, histogram=histogram) if missing else {})}
+    return {**known, **(collect(model, missing, work.calibration, histogram=_histogram(work), channels=channels) if missing else {})}
+
+
+def _histogram(work: Work) -> bool:
+    return any(options.get("ranges") in NEEDS_HISTOGRAM for options in work.layers.values())
 
 
 def _found_before(name: str, low: float, high: float) -> Statistics:

@@ -1,0 +1,27 @@
+"""Adam, without what ``torch.optim`` brings with it: its first optimiser imports the compiler, which takes seconds."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+
+
+class Adam:
+    """Kingma & Ba 2015, "Adam: A Method for Stochastic Optimization", algorithm 1, for one tensor."""
+
+    def __init__(self, parameter: Tensor, rate: float) -> None:
+        self.parameter, self.rate, self.steps = parameter, rate, 0
+        self.mean, self.square = torch.zeros_like(parameter), torch.zeros_like(parameter)
+
+    def step(self) -> None:
+        """One step along the gradient, which is forgotten afterwards."""
+        gradient, self.parameter.grad = self.parameter.grad, None
+        assert gradient is not None
+        self.steps += 1
+        with torch.no_grad():
+            self.mean.lerp_(gradient, 1 - BETA_1)
+            self.square.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
+            size = (self.square / (1 - BETA_2**self.steps)).sqrt_().add_(EPSILON)
+            self.parameter.addcdiv_(self.mean, size, value=-self.rate / (1 - BETA_1**self.steps))

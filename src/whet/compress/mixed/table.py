@@ -1,0 +1,57 @@
+"""The whole table for one model: units, ways, costs and harms, ready for the integer program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from whet.compress.data import Dataset
+from whet.compress.graph import GraphModel
+from whet.compress.mixed.costs import Profile, priced, with_harms
+from whet.compress.mixed.problem import Problem
+from whet.compress.mixed.roundings import SAMPLES, Harms, Prepared, prepare, roundings
+from whet.compress.mixed.structure import structure
+from whet.compress.mixed.ways import ways_for
+from whet.core.errors import Unsupported
+from whet.core.target import Target
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """problem: with costs and harms. model: the float model that it is about, folded. samples: that the harms were found on."""
+
+    problem: Problem
+    model: GraphModel
+    samples: int
+
+
+def table(folded: GraphModel, options: Mapping[str, Any], target: Target, goal: str, calibration: Dataset, *,
+          profile: Profile | None = None, samples: int = SAMPLES) -> Table:
+    """Every way of every layer with what it costs and harms.
+
+    folded: the float model with everything done to it that comes before ``static``. options: of ``static``. goal: what is minimised.
+    profile: times measured on the target; without them costs are estimated from its table.
+    Raises Unsupported where nothing in the model computes in integers on the target.
+    """
+    ready = prepare(folded, options, target, calibration)
+    problem = structure(ready.model, ready.found, target)
+    follows = {name: unit.follows for unit in problem.units for name in unit.layers}
+    ways = {layer.name: ways_for(layer, follows[layer.name], target, goal, options, site=layer.name in ready.found)
+            for layer in ready.model.plain_layers() if layer.name in follows}
+    problem = priced(problem, ready.model, ways, target, goal, profile)
+    some = calibration.take(range(min(samples, len(calibration))))
+    return Table(with_harms(problem, harms(ready, problem, target, some)), ready.model, len(some))
+
+
+def harms(ready: Prepared, problem: Problem, target: Target, data: Dataset) -> Harms:
+    """By one backward pass where the mirror knows all operators, else by a run of the model for each rounding."""
+    found = roundings(ready, problem, target)
+    try:
+        from whet.compress.mixed.fisher import fisher
+
+        return fisher(ready.model, found, data)
+    except Unsupported:
+        from whet.compress.mixed.measured import measured
+
+        return measured(ready.model, found, data)

@@ -1,0 +1,185 @@
+"""Learned rounding: against every possible rounding of a small layer, and on a small trained network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tests.compress import digits
+from tests.compress.small_graphs import Sketch, feeds_of, noise_ratio, outputs, samples, weights_of
+from tests.slow_papers import soft_rounding as slow
+
+from whet.compress.apply import apply_recipe
+from whet.compress.artifacts import load
+from whet.compress.data import Dataset
+from whet.compress.fake import on_grid, on_learned_grid
+from whet.compress.graph import GraphModel
+from whet.compress.grid import Grid, fake_quantise, quantise, weight_grid
+from whet.compress.mirror import mirror
+from whet.compress.soft_rounding import Schedule, SoftRounding, learn
+from whet.compress.technique import LayerView
+from whet.compress.views import Block
+from whet.compress.walks.blocks import parts_of
+from whet.core.errors import Unsupported
+from whet.core.recipe import Recipe, Step
+from whet.device.targets import target
+
+VNNI = target("x86-vnni")
+RANDOM = np.random.default_rng(3)
+Array = np.ndarray[Any, Any]
+
+
+def layer_block(weight: Array, inputs: Array) -> Block:
+    """A product as a block: y = x W^T."""
+    x = torch.tensor(inputs)
+    wanted = x @ torch.tensor(weight).T
+    return Block("product", {"product": LayerView("product", "Gemm", weight)}, {}, (x,), (x,), wanted,
+                 lambda given, weights, place: place("x", given[0]) @ weights["product"].T)
+
+
+def correlated(count: int, size: int) -> Array:
+    """Inputs whose numbers hang together, so that errors of roundings add up or cancel."""
+    mixing = RANDOM.standard_normal((3, size)) + 0.3
+    return (RANDOM.standard_normal((count, 3)) @ mixing + 0.1 * RANDOM.standard_normal((count, size))).astype(np.float32)
+
+
+# -- the mathematics -----------------------------------------------------------------------------------------------------------
+
+
+def test_it_finds_a_rounding_nearly_as_good_as_the_best_of_all() -> None:
+    weight, inputs = RANDOM.standard_normal((2, 8)).astype(np.float32), correlated(256, 8)
+    grid = weight_grid(weight, bits=3, axis=0)
+    codes, _ = learn(layer_block(weight, inputs), {"product": grid}, {}, Schedule(600, 64, 0.01, 2e-2))
+    found, nearest = (slow.output_error(weight, values, inputs) for values in (codes["product"].values, quantise(weight, grid).values))
+    best = slow.best_error(weight, grid, inputs)
+    assert best <= found <= nearest
+    assert found < best + 0.3 * (nearest - best), (best, found, nearest)
+
+
+def test_soft_rounding_begins_at_the_weight_itself_and_ends_at_neighbouring_codes() -> None:
+    weight = RANDOM.standard_normal((4, 40)).astype(np.float32)
+    grid = weight_grid(weight, bits=4, axis=1, block=16)
+    soft = SoftRounding(weight, grid)
+    np.testing.assert_allclose(soft.weight().detach().numpy(), weight, atol=2e-4)
+    with torch.no_grad():
+        soft.v += torch.tensor(RANDOM.standard_normal(weight.shape) * 3, dtype=torch.float32)
+    codes = soft.codes()
+    assert np.abs(codes.values - weight).max() <= grid.scale.max() * 1.001
+    assert np.array_equal(codes.codes, slow.hard_codes(weight, grid, soft.v.detach().numpy()))
+
+
+def test_the_rectified_sigmoid_the_regulariser_and_its_exponent_are_those_of_the_paper() -> None:
+    soft = SoftRounding(RANDOM.standard_normal((3, 5)).astype(np.float32), Grid(4, True, np.float32(0.3), np.int32(0)))
+    with torch.no_grad():
+        soft.v *= 2.5
+    v = soft.v.detach().numpy()
+    np.testing.assert_allclose(soft.share.detach().numpy(), [[slow.rectified_sigmoid(float(x)) for x in row] for row in v], atol=1e-5)
+    assert float(soft.regulariser(7.0).detach()) == pytest.approx(slow.regulariser(v, 7.0), rel=1e-4)
+    schedule = Schedule(1000, 1, 0.01, 1e-3)
+    assert [schedule.beta(step) for step in (0, 199)] == [None, None]
+    assert schedule.beta(200) == pytest.approx(20.0)
+    assert schedule.beta(600) == pytest.approx(11.0)
+    assert schedule.beta(1000) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(("bits", "signed", "zero"), [(4, False, 3), (8, False, 0), (6, True, 0)])
+def test_torch_rounds_as_numpy_does(bits: int, signed: bool, zero: int) -> None:
+    grid = Grid(bits, signed, np.float32(0.17), np.int32(zero))
+    values = torch.tensor(RANDOM.standard_normal(4000).astype(np.float32) * 4)
+    assert np.array_equal(on_grid(values, grid).numpy(), fake_quantise(values.numpy(), grid))
+    learned = on_learned_grid(values, torch.tensor(0.17), grid).numpy()
+    assert np.mean(learned == fake_quantise(values.numpy(), grid)) > 0.99
+
+
+def test_gradients_of_a_learned_step_are_those_of_the_paper() -> None:
+    grid = Grid(3, False, np.float32(0.5), np.int32(2))
+    values = torch.tensor([-9.0, -0.6, 0.1, 0.9, 9.0], requires_grad=True)
+    step = torch.tensor(0.5, requires_grad=True)
+    on_learned_grid(values, step, grid).sum().backward()
+    assert values.grad is not None
+    assert step.grad is not None
+    assert values.grad.tolist() == [0, 1, 1, 1, 0]
+    assert float(step.grad) == pytest.approx(slow.step_gradient(values.tolist(), 0.5, 2, 0, 7), rel=1e-5)
+
+
+# -- blocks --------------------------------------------------------------------------------------------------------------------
+
+
+def residual() -> GraphModel:
+    g = Sketch()
+    x = g.node("Relu", g.conv(g.input("x", ["N", 3, 8, 8]), (3, 8), name="stem"))
+    y = g.node("Relu", g.conv(x, (8, 8), name="left"))
+    x = g.node("Relu", g.node("Add", g.conv(y, (8, 8), name="right"), x, name="sum"), name="joined")
+    g.output(g.gemm(g.node("Flatten", g.node("GlobalAveragePool", x)), 8, 5, name="head"))
+    return g.model()
+
+
+def test_blocks_end_where_one_tensor_is_alive() -> None:
+    reflected = mirror(residual().folded())
+    parts = list(parts_of(reflected.steps, reflected.inputs, reflected.outputs, {"stem", "left", "right", "head"}))
+    layers = [[step.name for step in part.steps if step.op in ("Conv", "Gemm")] for part in parts]
+    assert layers == [["stem"], ["left", "right"], ["head"]]
+    assert all(len(part.inputs) == len(part.outputs) == 1 for part in parts)
+    assert [step for part in parts for step in part.steps] == list(reflected.steps)
+
+
+FAST = {"iterations": 10, "samples": 64, "bits": 3}
+IMAGES = samples({"x": (3, 8, 8)}, 64)
+
+
+def reconstructed(model: GraphModel, data: Dataset = IMAGES, static: dict[str, Any] | None = None, **options: Any) -> GraphModel:
+    steps = (Step("reconstruct", options={**FAST, **options}), *(() if static is None else (Step("static", options=static),)))
+    return apply_recipe(model, Recipe(steps), VNNI, calibration=data)
+
+
+@pytest.mark.slow
+def test_three_bits_lose_less_than_rounded_ones() -> None:
+    exact = outputs(residual(), feeds_of(IMAGES))
+    learned = outputs(reconstructed(residual(), iterations=300), feeds_of(IMAGES))
+    plain = outputs(apply_recipe(residual(), Recipe((Step("reconstruct", options={**FAST, "iterations": 1}),)), VNNI, calibration=IMAGES),
+                    feeds_of(IMAGES))
+    for name, wanted in exact.items():
+        assert noise_ratio(learned[name], wanted) < 0.8 * noise_ratio(plain[name], wanted)
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others() -> None:
+    one, two, three = (reconstructed(residual(), seed=seed, static={}).content for seed in (0, 0, 1))
+    assert one == two
+    assert one != three
+
+
+def test_static_takes_weights_and_ranges_over() -> None:
+    small = reconstructed(residual(), static={})
+    codes = [values for values in weights_of(small).values() if str(values.dtype) in ("int4", "int8") and values.ndim > 1]
+    assert len(codes) == 4
+    assert all(np.abs(each.astype(np.int32)).max() <= 4 for each in codes)
+    exact, found = outputs(residual(), feeds_of(IMAGES)), outputs(small, feeds_of(IMAGES))
+    for name, wanted in exact.items():
+        assert noise_ratio(found[name], wanted) < 0.5
+
+
+def test_a_model_of_which_nothing_computes_in_integers_is_refused() -> None:
+    g = Sketch()
+    g.output(g.node("Sin", g.input("x", ["N", 4])))
+    with pytest.raises(Unsupported):
+        reconstructed(g.model(), samples({"x": (4,)}, 8))
+
+
+@pytest.mark.slow
+def test_four_bits_everywhere_keep_what_a_trained_network_knows() -> None:
+    images, labels = digits.data()
+    model = load(digits.network())
+    data = Dataset.of({"image": images[:256]})
+    evaluated = {"image": images[500:1500]}
+
+    def accuracy(made: GraphModel) -> float:
+        return float((outputs(made, evaluated)["scores"].argmax(1) == labels[500:1500]).mean())
+
+    step = Step("reconstruct", options={"bits": 3, "iterations": 800, "samples": 256})
+    learned = apply_recipe(model, Recipe((step, Step("static"))), VNNI, calibration=data)
+    rounded = apply_recipe(model, Recipe((Step("reconstruct", options={"bits": 3, "iterations": 1, "samples": 256}), Step("static"))),
+                           VNNI, calibration=data)
+    assert accuracy(learned) > accuracy(model) - 0.01
+    assert accuracy(learned) >= accuracy(rounded)

@@ -1,0 +1,130 @@
+"""Deliberate mistakes in gptq, adaround and the walks that show them a model. See mistakes.py."""
+
+from __future__ import annotations
+
+from tests.sabotage.mistakes import Mistake
+
+GPTQ, ADAROUND = "compress/test_gptq.py", "compress/test_adaround.py"
+
+MISTAKES = (
+    Mistake(
+        "the factor used without its diagonal",
+        "compress/column_rounding.py",
+        "return factor.div_(factor.diagonal().clone())",
+        "return factor",
+        GPTQ,
+        "agrees_with_the_paper",
+    ),
+    Mistake(
+        "the columns' own index where the panel's is meant",
+        "compress/column_rounding.py",
+        "codes[:half].addmm_(carried[half:, :half].t(), lost[half:])",
+        "codes[:half].addmm_(carried[: count - half, :half].t(), lost[half:])",
+        GPTQ,
+        "agrees_with_the_paper",
+    ),
+    Mistake(
+        "blocks counted in the order of rounding",
+        "compress/column_rounding.py",
+        "blocks = (turns // grid.block).tolist()",
+        "blocks = (torch.arange(len(turns)).flip(0) // grid.block).tolist()",
+        GPTQ,
+        "agrees_with_the_paper",
+    ),
+    Mistake(
+        "codes left in the order of rounding",
+        "compress/column_rounding.py",
+        "return codes.index_select(0, torch.argsort(turns)).t().contiguous()",
+        "return codes.flip(0).t().contiguous()",
+        GPTQ,
+        "agrees_with_the_paper",
+    ),
+    Mistake(
+        "smallest inputs first",
+        "compress/column_rounding.py",
+        "torch.argsort(moments, stable=True)",
+        "torch.argsort(-moments, stable=True)",
+        GPTQ,
+        "agrees_with_the_paper",
+    ),
+    Mistake(
+        "zero point forgotten in what is carried",
+        "compress/column_rounding.py",
+        "lost[0].addcmul_(codes[0] - zeros[0], scales[0], value=-1.0)",
+        "lost[0].addcmul_(codes[0], scales[0], value=-1.0)",
+        GPTQ,
+        "agrees_with_the_paper",
+    ),
+    Mistake(
+        "dilation forgotten in patches",
+        "compress/layer_products.py",
+        "[..., :: dilations[axis]]",
+        "[..., : kernel[axis]]",
+        GPTQ,
+        "every_operator_is_rounded",
+    ),
+    Mistake(
+        "the groups' channels dealt out in turn",
+        "compress/layer_products.py",
+        ".unflatten(1 + rank, (groups, -1))",
+        ".unflatten(1 + rank, (-1, groups)).transpose(1 + rank, 2 + rank)",
+        GPTQ,
+        "every_operator_is_rounded",
+    ),
+    Mistake(
+        "later layers see the float weights",
+        "compress/walks/rounding.py",
+        "            stop.found.constants[name] = _stored(made, stop.found.constants[name], slot)\n",
+        "",
+        GPTQ,
+        "later_layers_see",
+    ),
+    Mistake(
+        "a shared weight rounded for those who did not ask",
+        "compress/walks/rounding.py",
+        "names = _sharing(views, nodes)",
+        "names = list(views)",
+        GPTQ,
+        "who_did_not_ask",
+    ),
+    Mistake(
+        "targets from the rounded stream",
+        "compress/walks/samples.py",
+        "for (_, x), index in zip(activations, drawn, strict=True)])",
+        "for (x, _), index in zip(activations, drawn, strict=True)])",
+        ADAROUND,
+        "later_layers_learn",
+    ),
+    Mistake(
+        "inputs and targets of different positions",
+        "compress/walks/samples.py",
+        "inputs = torch.cat([product.chosen(x, index) for (x, _), index in",
+        "inputs = torch.cat([product.chosen(x, index.sort().values) for (x, _), index in",
+        ADAROUND,
+        "product_of_every_operator",
+    ),
+    Mistake(
+        "the activation left out",
+        "compress/walks/samples.py",
+        "if reader is None or reader.op_type not in ACTIVATIONS:",
+        "if True:",
+        ADAROUND,
+        "later_layers_learn or does_not_count",
+    ),
+    Mistake(
+        "whatever was learned is taken",
+        "compress/techniques/adaround.py",
+        "learned if _error(view, learned, batch) < error else nearest",
+        "learned",
+        ADAROUND,
+        "never_worse",
+    ),
+    Mistake(
+        "errors in no unit",
+        "compress/techniques/adaround.py",
+        "(NEAREST_COSTS * view.layer.weight.size / unit)",
+        "len(view.layer.weight)",
+        ADAROUND,
+        "near_the_best",
+    ),
+)

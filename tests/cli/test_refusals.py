@@ -77,7 +77,7 @@ CASES = [
     ("report NOTHING", "no such file"),
     ("report NO_REPORT", "is missing"),
     ("targets toaster", "there are host"),
-    ("techniques alchemy", "use one of: dynamic"),
+    ("techniques alchemy", "use one of: adaround"),
 ]
 
 

@@ -19,6 +19,7 @@ from whet.compress.column_rounding import solve
 from whet.compress.data import Dataset
 from whet.compress.graph import GraphModel
 from whet.compress.grid import Grid, Quantised, dequantise, quantise, weight_grid
+from whet.compress.layer_products import product_of
 from whet.compress.runtime import exposed, outputs_of
 from whet.compress.technique import LayerView, technique
 from whet.compress.techniques.gptq import foresee, gptq
@@ -288,3 +289,18 @@ def test_no_more_samples_than_asked_for() -> None:
     for few in (8, 20):
         made = applied(model, data, ("gptq", {"samples": few}))
         assert made.content == applied(model, data.take(range(few)), ("gptq", {})).content
+
+
+def test_of_many_positions_some_are_drawn_from_all_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = CASES["Conv 2-D"]()
+    node = next(node for node in case.model().folded().ir.graph if node.op_type == "Conv")
+    product = product_of(node)
+    assert product is not None
+    batches = [torch.randn(4, 4, 9, 9, generator=torch.Generator().manual_seed(seed)) * (seed + 1) for seed in range(3)]
+    every, count = grams.gram_of(product, batches)
+    monkeypatch.setattr(grams, "MOST_VECTORS", 400)
+    monkeypatch.setattr(grams, "VECTORS_AN_INPUT", 0)
+    some, rows = grams.gram_of(product, batches)
+    assert (count, rows) == (3 * 4 * 81, 399)
+    assert noise_ratio(some, every) < 0.3
+    assert np.array_equal(some, grams.gram_of(product, batches)[0])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whet.compress.mixed.allotted import Base, in_float, recipe_of, told
+from whet.compress.mixed.allotted import Outline, in_float, recipe_of, told
 from whet.compress.mixed.descent import bisection, evaluations, most_harmful, reverting, worth_trying
 from whet.compress.mixed.problem import FLOAT, Border, Offer, Problem, Unit, Way, all_integers, cost_of, harm_of, possible
 from whet.compress.mixed.program import Point, front, solve
@@ -109,7 +109,7 @@ class Named:
 NODES = [Named(name) for name in ("a", "b", "c", "sum")]
 
 
-def steps(choice: dict[str, str], base: Base = Base()) -> tuple[Problem, tuple[Step, ...]]:  # noqa: B008  frozen
+def steps(choice: dict[str, str], base: Outline = Outline()) -> tuple[Problem, tuple[Step, ...]]:  # noqa: B008  frozen
     units = tuple(Unit(name, (name,), (Offer(FLOAT), Offer(INT8), Offer(INT4), Offer(STORED))) for name in "abc")
     follower = Unit("sum", ("sum",), (Offer(FLOAT), Offer(INT8)), follows=True)
     problem = Problem((*units, follower), (Border("t", "a", ("sum",)), Border("s", "b", ("sum",)), Border("u", "sum", ("c",))))
@@ -148,7 +148,7 @@ def test_a_follower_that_is_to_stay_in_float_between_integers_is_named() -> None
 
 
 def test_what_comes_before_and_after_stays_there() -> None:
-    base = Base((Step("equalize"),), FrozenMap({"ranges": "mse"}), (Step("bias_correct"),))
+    base = Outline((Step("equalize"),), FrozenMap({"ranges": "mse"}), (Step("bias_correct"),))
     _, made = steps({"a": "int8", "b": "int8", "c": "int8", "sum": "int8"}, base)
     assert [step.technique for step in made] == ["equalize", "static", "bias_correct"]
     _, nothing = steps({"a": "4-bit weights", "b": "float32", "c": "float32", "sum": "float32"}, base)

@@ -103,6 +103,10 @@ def test_a_tensor_on_a_grid_harms_once() -> None:
     point = solve(problem)
     assert point is not None
     assert point.harm == 3 * 1.0 + 4 * 10.0
+    gentle = solve(problem, 25.0)
+    assert gentle is not None
+    assert len(integers(problem, gentle.choice)) == 1  # one unit lies between two grids
+    assert not integers(problem, solve(problem, 5.0).choice)  # type: ignore[union-attr]
 
 
 def test_what_was_fixed_stays() -> None:

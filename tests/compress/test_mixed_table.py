@@ -13,7 +13,7 @@ from tests.compress.small_graphs import Sketch, executed, samples
 from whet.compress.apply import apply_recipe
 from whet.compress.graph import GraphModel
 from whet.compress.inspect import inspect
-from whet.compress.mixed.allotted import Base, recipe_of
+from whet.compress.mixed.allotted import Outline, recipe_of
 from whet.compress.mixed.costs import Profile, priced, times_of
 from whet.compress.mixed.fisher import fisher
 from whet.compress.mixed.measured import divergence, measured
@@ -51,7 +51,7 @@ def network(*, scaled: str = "", scores: bool = True) -> GraphModel:
 
 
 def whole(model: GraphModel) -> Problem:
-    return table(model.folded(), {}, VNNI, "size", DATA).problem
+    return table(model.folded(), {}, VNNI, "size", DATA).harmed(DATA).problem
 
 
 def costs(goal: str, where: Target = VNNI, profile: Profile | None = None) -> Problem:
@@ -104,7 +104,7 @@ def test_layers_that_share_a_weight_choose_together() -> None:
     problem = table(model.folded(), {}, VNNI, "size", data).problem
     assert [unit.layers for unit in problem.units] == [("one", "two"), ("between",)]
     choice = {"one": "W4A8", "between": "int8"}
-    made = apply_recipe(model, recipe_of(Base(), problem, choice), VNNI, calibration=data)
+    made = apply_recipe(model, recipe_of(Outline(), problem, choice), VNNI, calibration=data)
     assert {layer.name: layer.weight_dtype for layer in inspect(made).layers if layer.weight_shape} == {
         "one": "int4", "two": "int4", "between": "int8"}
 
@@ -150,7 +150,7 @@ def test_bytes_are_those_of_the_file() -> None:
     for budget in (np.inf, 1e-2, 1e-3):
         found = solve(problem, budget)
         assert found is not None
-        made = apply_recipe(model, recipe_of(Base(), problem, found.choice), VNNI, calibration=DATA)
+        made = apply_recipe(model, recipe_of(Outline(), problem, found.choice), VNNI, calibration=DATA)
         sizes.append(len(made.content))
         costs.append(found.cost)
     for size, cost in zip(sizes[1:], costs[1:], strict=True):
@@ -217,7 +217,7 @@ def test_the_sum_of_the_harms_is_about_the_harm_of_the_whole() -> None:
     model, problem = network(), plain()
     expected = outputs_of(model, DATA)
     for choice in (all_integers(problem), {unit.name: "W4A8" if not unit.follows else "int8" for unit in problem.units}):
-        made = apply_recipe(model, recipe_of(Base(), problem, choice), VNNI, calibration=DATA)
+        made = apply_recipe(model, recipe_of(Outline(), problem, choice), VNNI, calibration=DATA)
         assert harm_of(problem, choice) == pytest.approx(divergence(expected, outputs_of(made, DATA)), rel=0.7)
 
 
@@ -233,7 +233,7 @@ def test_the_front_of_a_model_runs_as_it_says() -> None:
     points = front(problem)
     assert cost_of(problem, points[0].choice) < cost_of(problem, all_integers(problem))
     assert set(points[0].choice.values()) <= {"W4A8", "int8"}
-    made = apply_recipe(model, recipe_of(Base(), problem, points[0].choice), VNNI, calibration=DATA)
+    made = apply_recipe(model, recipe_of(Outline(), problem, points[0].choice), VNNI, calibration=DATA)
     kernels = executed(made)
     assert kernels["QLinearConv"] == 4
     assert "Conv" not in kernels
@@ -249,5 +249,5 @@ def test_what_the_mirror_does_not_know_is_measured() -> None:
     y = g.node("NonZero", g.node("Relu", g.conv(y, (4, 4), name="two")), name="odd")
     g.output(g.node("Shape", y), TensorProto.INT64)
     g.output(g.conv("two:0", (4, 2), name="three"))
-    problem = table(g.model().folded(), {}, VNNI, "size", DATA.take(range(4))).problem
+    problem = table(g.model().folded(), {}, VNNI, "size", DATA.take(range(4))).harmed(DATA.take(range(4))).problem
     assert problem.unit("three").offer("W4A8").harm > 0

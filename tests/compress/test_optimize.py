@@ -14,7 +14,7 @@ import pytest
 from tests.compress import digits
 
 import whet
-from whet.compress.optimize import mixing, run, trials
+from whet.compress.optimize import mixing, run, searching, trials
 from whet.compress.optimize.bench import Bench
 from whet.core.errors import Refused, Untrusted
 from whet.core.measurement import Interval, Measurement
@@ -51,6 +51,8 @@ def made_up_time(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
         return {each.name: each for each in found}
 
     monkeypatch.setattr(Bench, "_measured", measured)
+    # Learned rounding takes minutes; which of it is tried is test_optimize_search.py's.
+    monkeypatch.setattr(searching, "technique_names", lambda: ("bias_correct", "clip", "equalize", "static"))
     for module in (run, mixing):
         monkeypatch.setattr(module, "kernels_of", lambda *_: ())
 
@@ -132,7 +134,7 @@ def test_where_no_integer_model_passes_gentler_ones_are_tried_though_another_pas
 
 
 def test_the_stages_end_early_and_say_why(files: dict[str, Path], tmp_path: Path) -> None:
-    outcome = optimized(files, tmp_path / "out")
+    outcome = optimized(files, tmp_path / "out", max_drop=0.05)
     stages = {stage.name: stage for stage in outcome.stages}
     assert list(stages) == ["plain int8", "better ranges", "equalise and correct", "mixed precision", "learned rounding", "other ways"]
     assert stages["plain int8"].trials == ("int8",)
@@ -147,7 +149,7 @@ def test_the_stages_end_early_and_say_why(files: dict[str, Path], tmp_path: Path
 
 
 def test_where_bytes_count_weights_get_fewer_bits_until_the_drop_is_too_large(files: dict[str, Path], tmp_path: Path) -> None:
-    outcome = optimized(files, tmp_path / "out", minimize="size")
+    outcome = optimized(files, tmp_path / "out", minimize="size", max_drop=0.05)
     best = outcome.trial(outcome.winner)
     assert best is not None
     assert best.passed

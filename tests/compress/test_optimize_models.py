@@ -28,6 +28,15 @@ from whet.core.outcome import Outcome
 Array = np.ndarray[Any, Any]
 
 
+@pytest.fixture(autouse=True)
+def without_learned_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes minutes; which of it is tried is test_optimize_search.py's."""
+    from whet.compress.optimize import searching
+
+    monkeypatch.setattr(searching, "technique_names", lambda: ("bias_correct", "clip", "equalize", "static"))
+
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return digits.write(tmp_path_factory.mktemp("digits"))

@@ -11,7 +11,7 @@ from tests.compress.small_graphs import Sketch
 
 from whet.compress.graph import GraphModel
 from whet.compress.inspect import inspect
-from whet.compress.mixed.allotted import Base
+from whet.compress.mixed.allotted import Outline
 from whet.compress.mixed.problem import FLOAT, Offer, Problem, Unit, Way
 from whet.compress.optimize.search import INTEGER, PLAIN, WORTHWHILE_SHARE, Idea, Start, corrected, other_ideas, other_ranges, rounded
 from whet.compress.plan import plan
@@ -157,7 +157,7 @@ def test_ranges_are_found_in_other_ways_and_by_the_layers_where_that_is_known() 
 
 
 def test_corrections_stand_around_the_integer_step_and_keep_its_ranges() -> None:
-    start = Start("range by mse", Base(options=FrozenMap({"ranges": "mse"})))
+    start = Start("range by mse", Outline(options=FrozenMap({"ranges": "mse"})))
     found = corrected(start, EVERY)
     assert {techniques_of(each) for each in found} == {
         ("static", "bias_correct"), ("equalize", "static"), ("smoothquant", "static"),
@@ -171,10 +171,10 @@ def test_corrections_stand_around_the_integer_step_and_keep_its_ranges() -> None
 def test_rounding_is_learned_for_the_layers_of_fewest_bits_before_static() -> None:
     int8, int4 = Way("int8", "static", FrozenMap(), True), Way("W4A8", "static", FrozenMap({"bits": 4}), True)
     problem = Problem(tuple(Unit(name, (name,), (Offer(FLOAT), Offer(int8), Offer(int4))) for name in "abc"))
-    start = Start("equalised", Base((Step("equalize"),)))
+    start = Start("equalised", Outline((Step("equalize"),)))
     found = rounded(start, problem, {"a": "W4A8", "b": "int8", "c": "W4A8"}, EVERY)
     assert [techniques_of(each) for each in found] == [("equalize", name, "static") for name in ("gptq", "adaround", "reconstruct")]
-    assert all(each.base.before[-1].layers == ("a", "c") and each.base.before[-1].options == {"bits": 4} for each in found)
+    assert all(each.base.before[-1].layers == ("a", "c") and each.base.before[-1].options["bits"] == 4 for each in found)
     (eight, *_) = rounded(start, problem, {"a": "int8", "b": "float32", "c": "int8"}, EVERY)
     assert eight.base.before[-1].layers == ("a", "c")
     assert eight.base.before[-1].options == {"bits": 8}
@@ -182,7 +182,7 @@ def test_rounding_is_learned_for_the_layers_of_fewest_bits_before_static() -> No
 
 
 def test_what_stands_on_a_start_is_named_after_it() -> None:
-    start = Start("range by mse", Base(options=FrozenMap({"ranges": "mse"})))
+    start = Start("range by mse", Outline(options=FrozenMap({"ranges": "mse"})))
     assert start.named("int8, a in float", start.base.recipe).name == "int8, a in float, range by mse"
     assert PLAIN.named("int8, a in float", start.base.recipe).name == "int8, a in float"
     assert INTEGER.name == INTEGER.recipe.name == "int8"

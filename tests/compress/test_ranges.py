@@ -14,7 +14,7 @@ from whet.compress.technique import technique
 from whet.core.errors import Refused
 
 Array = np.ndarray[Any, Any]
-METHODS = ("minmax", "moving_average", "percentile", "entropy", "mse")
+METHODS = ("minmax", "moving_average", "percentile", "entropy", "mse", "octav")
 KINDS = {
     "normal": lambda random, size: random.standard_normal(size),
     "laplace": lambda random, size: random.laplace(size=size),

@@ -66,8 +66,8 @@ MISTAKES = (
     Mistake(
         "the worst candidate taken",
         "compress/techniques/clip.py",
-        "int(np.argmin(errors))",
-        "int(np.argmax(errors))",
+        "np.array(errors) <= min(errors) * (1 + 1e-6)",
+        "np.array(errors) >= max(errors)",
         CLIP,
         "least_error_is_taken",
     ),

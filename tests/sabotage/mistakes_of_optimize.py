@@ -30,14 +30,14 @@ MISTAKES = (
         WHOLE,
         "could_prove",
     ),
-    Mistake(
-        "any model that passes ends the search",
-        _SEARCHING,
-        "if not any(trial.passed and is_integer(trial) for trial in done):",
-        "if not any(trial.passed for trial in done):",
-        WHOLE,
-        "no_integer_model",
-    ),
+    Mistake("losses are mended where there are none", _SEARCHING,
+            '            return "not needed: an integer model keeps the drop"\n        if not any(',
+            "            pass\n        if not any(", WHOLE, "end_early"),
+    Mistake("files are made smaller though time counts", _SEARCHING, "integer_passed=passed", "integer_passed=False", WHOLE, "end_early"),
+    # -- search
+    Mistake("ranges of the start are forgotten", _SEARCH, "start.base.options, behind)", "Outline().options, behind)", SEARCH,
+            "corrections_stand"),
+    Mistake("the layers of most bits are learned", _SEARCH, "least = min(bits)", "least = max(bits)", SEARCH, "fewest_bits"),
     # -- choose
     Mistake(
         "a winner that failed its gates",
@@ -104,32 +104,6 @@ MISTAKES = (
         "limit_of_zero or every_limit",
     ),
     # -- search
-    Mistake(
-        "the fastest layers stay in float",
-        _SEARCH,
-        "key=lambda name: -losses[name])[:most]",
-        "key=lambda name: losses[name])[:most]",
-        SEARCH,
-        "the_worst_first",
-    ),
-    Mistake("noise is a loss", _SEARCH, "if loss > 0.1 * before_us[name])", "if loss > 0)", SEARCH, "tenth"),
-    Mistake("every layer in float", _SEARCH, "if count < len(worst)]", "if count <= len(worst)]", SEARCH, "one_in_integers"),
-    Mistake(
-        "the harmless layers stay in float",
-        _SEARCH,
-        "key=lambda name: -damage[name])",
-        "key=lambda name: damage[name])",
-        SEARCH,
-        "one_in_integers",
-    ),
-    Mistake(
-        "earlier exclusions are forgotten",
-        _SEARCH,
-        "exclude=(*exclude, *worst[:count])",
-        "exclude=worst[:count]",
-        SEARCH,
-        "one_in_integers",
-    ),
     Mistake(
         "dynamic for products without weights",
         _SEARCH,

@@ -30,7 +30,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 @click.option("--technique", metavar="NAME", shell_complete=_complete, help="One technique; its own options are flags too.")
 @click.option("--recipe", metavar="FILE", help="The steps of a recipe (TOML).")
 @options.target
-@click.option("--samples", type=click.IntRange(1), metavar="N", default=300, show_default=True,
+@click.option("--calibration-samples", "samples", type=click.IntRange(1), metavar="N", default=300, show_default=True,
               help="Calibration samples that the time is told for.")  # fmt: skip
 @click.option("--all", "every", is_flag=True, help="Every layer, not only those with weights.")
 @options.weights

@@ -37,12 +37,12 @@ class Product:
         found = self.windows(activation)
         return found[torch.unravel_index(index, found.shape[: self.positions])].flatten(2)
 
-    def chunks(self, activation: Tensor) -> Iterator[Tensor]:
-        """[n, groups, in] all vectors, so many at a time as ``CHUNK_BYTES`` holds."""
+    def chunks(self, activation: Tensor, index: Tensor) -> Iterator[Tensor]:
+        """``chosen``, so many at a time as ``CHUNK_BYTES`` holds."""
         found = self.windows(activation)
-        one = found[0].numel() * found.element_size()
-        for part in found.split(max(1, CHUNK_BYTES // max(one, 1))):
-            yield part.reshape(part.shape[: self.positions].numel(), self.groups, -1)
+        one = found.shape[self.positions :].numel() * found.element_size()
+        for part in index.split(max(1, CHUNK_BYTES // max(one, 1))):
+            yield self.chosen(activation, part)
 
     def outputs(self, vectors: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """[n, out] from [n, groups, in] and [out, ...]."""
@@ -56,6 +56,13 @@ class Product:
         found = torch.bmm(vectors.transpose(0, 1), flat.unflatten(0, (self.groups, -1)).transpose(1, 2))  # [groups, n, out / groups]
         found = found.transpose(0, 1).flatten(1)
         return found if bias is None else found + bias
+
+
+def vectors_drawn(counts: list[int], most: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """For each activation, which of its ``counts`` vectors are taken: all, or ``most`` together, at random."""
+    share = min(1.0, most / max(sum(counts), 1))
+    for count in counts:
+        yield torch.arange(count) if share == 1.0 else torch.randperm(count, generator=generator)[: max(1, int(share * count))]
 
 
 def product_of(node: ir.Node) -> Product | None:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from whet.compress.adam import Adam
 from whet.compress.fake import on_learned_grid
 from whet.compress.grid import Array, Grid, Quantised
 from whet.compress.views import Block
@@ -92,11 +93,8 @@ def learn(block: Block, weights: Mapping[str, Grid], activations: Mapping[str, G
     generator = torch.Generator().manual_seed(schedule.seed)
     soft = {name: SoftRounding(_rows(block, name), grid) for name, grid in weights.items()}
     steps = {name: torch.nn.Parameter(torch.as_tensor(grid.scale, dtype=torch.float32).clone()) for name, grid in activations.items()}
-    optimisers = [torch.optim.Adam([each.v for each in soft.values()], lr=schedule.rounding_rate)]
-    schedulers = []
-    if steps and schedule.step_rate:
-        optimisers.append(torch.optim.Adam(steps.values(), lr=schedule.step_rate))
-        schedulers.append(torch.optim.lr_scheduler.CosineAnnealingLR(optimisers[-1], schedule.iterations))
+    rounding = [Adam(each.v, schedule.rounding_rate) for each in soft.values()]
+    stepping = [Adam(step, schedule.step_rate) for step in steps.values()]
 
     def place(name: str, values: Tensor) -> Tensor:
         if name not in steps:
@@ -113,13 +111,11 @@ def learn(block: Block, weights: Mapping[str, Grid], activations: Mapping[str, G
             beta = schedule.beta(iteration)
             if beta is not None:
                 loss = loss + schedule.regulariser * sum(each.regulariser(beta) for each in soft.values())
-            for optimiser in optimisers:
-                optimiser.zero_grad(set_to_none=True)
             loss.backward()
-            for optimiser in optimisers:
+            for optimiser in stepping:  # along half a cosine down to 0, as BRECQ does
+                optimiser.rate = 0.5 * schedule.step_rate * (1.0 + float(np.cos(np.pi * iteration / schedule.iterations)))
+            for optimiser in (*rounding, *stepping):
                 optimiser.step()
-            for scheduler in schedulers:
-                scheduler.step()
             if iteration % REPORT_EVERY == REPORT_EVERY - 1:
                 progress.advance(REPORT_EVERY, note=f"error {float(loss.detach()):.3g}")
     return {name: each.codes() for name, each in soft.items()}, {name: step.detach().abs() for name, step in steps.items()}

@@ -12,7 +12,7 @@ from whet.core.recipe import Recipe, Step
 
 
 @dataclass(frozen=True)
-class Base:
+class Outline:
     """A recipe of which only the way of each layer is open: steps before ``static``, its options, and steps after it."""
 
     before: tuple[Step, ...] = ()
@@ -25,7 +25,7 @@ class Base:
         return Recipe((*self.before, Step("static", options=FrozenMap(self.options)), *self.after))
 
 
-def recipe_of(base: Base, problem: Problem, choice: Choice, name: str = "") -> Recipe:
+def recipe_of(base: Outline, problem: Problem, choice: Choice, name: str = "") -> Recipe:
     """The steps that bring the choice: one step a way, the way of most layers on all of them (``*``) and the rest named."""
     chosen = integers(problem, choice)
     by_way: dict[Way, list[str]] = {}

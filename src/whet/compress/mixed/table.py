@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from whet.compress.data import Dataset
@@ -19,16 +19,21 @@ from whet.core.target import Target
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """problem: with costs and harms. model: the float model that it is about, folded. samples: that the harms were found on."""
+    """problem: with costs, and with harms once they were asked for. ready: the float model that it is about."""
 
     problem: Problem
-    model: GraphModel
-    samples: int
+    ready: Prepared
+    target: Target
+
+    def harmed(self, calibration: Dataset, samples: int = SAMPLES) -> Table:
+        """The same with the harms, which are dear, found on some of the samples."""
+        some = calibration.take(range(min(samples, len(calibration))))
+        return replace(self, problem=with_harms(self.problem, harms(self.ready, self.problem, self.target, some)))
 
 
 def table(folded: GraphModel, options: Mapping[str, Any], target: Target, goal: str, calibration: Dataset, *,
-          profile: Profile | None = None, samples: int = SAMPLES) -> Table:
-    """Every way of every layer with what it costs and harms.
+          profile: Profile | None = None) -> Table:
+    """Every way of every layer with what it costs.
 
     folded: the float model with everything done to it that comes before ``static``. options: of ``static``. goal: what is minimised.
     profile: times measured on the target; without them costs are estimated from its table.
@@ -39,9 +44,7 @@ def table(folded: GraphModel, options: Mapping[str, Any], target: Target, goal: 
     follows = {name: unit.follows for unit in problem.units for name in unit.layers}
     ways = {layer.name: ways_for(layer, follows[layer.name], target, goal, options, site=layer.name in ready.found)
             for layer in ready.model.plain_layers() if layer.name in follows}
-    problem = priced(problem, ready.model, ways, target, goal, profile)
-    some = calibration.take(range(min(samples, len(calibration))))
-    return Table(with_harms(problem, harms(ready, problem, target, some)), ready.model, len(some))
+    return Table(priced(problem, ready.model, ways, target, goal, profile), ready, target)
 
 
 def harms(ready: Prepared, problem: Problem, target: Target, data: Dataset) -> Harms:

@@ -11,9 +11,9 @@ from whet.compress.artifacts import load
 from whet.compress.mixed.allotted import recipe_of, told
 from whet.compress.mixed.costs import Profile, times_of
 from whet.compress.mixed.descent import bisection, evaluations, reverting, worth_trying
-from whet.compress.mixed.problem import Choice, Problem, all_integers, cost_of
+from whet.compress.mixed.problem import Choice, all_integers, cost_of
 from whet.compress.mixed.program import Point, front, solve
-from whet.compress.mixed.table import table
+from whet.compress.mixed.table import Table, table
 from whet.compress.optimize.choose import EQUAL
 from whet.compress.optimize.kernels import kernels_of, layer_times
 from whet.compress.optimize.search import INTEGER, Idea, Start
@@ -30,9 +30,9 @@ _DOUBT = 2.0
 class Mixing:
     """The allotment of one search. cheapest_lossy: the cheapest choice that was made and lost too much."""
 
-    def __init__(self, search: Search, problem: Problem) -> None:
-        self.search, self.problem = search, problem
-        self.points = worth_trying(front(problem), problem)
+    def __init__(self, search: Search, found: Table) -> None:
+        self.search, self.table, self.problem = search, found, found.problem
+        self.points: tuple[Point, ...] = ()
         self.left = evaluations(search.workshop.bench.inventory.macs)
         self.lossy: list[Point] = []
         self.good: list[Point] = []
@@ -44,8 +44,7 @@ class Mixing:
         bench = workshop.bench
         folded = worked(bench.original, Recipe(base.before), bench.target, calibration=workshop.calibration, more=True) if (
             base.before) else bench.original.folded()
-        found = table(folded, base.options, bench.target, search.goal, workshop.calibration, profile=_profile(search))
-        return cls(search, found.problem)
+        return cls(search, table(folded, base.options, bench.target, search.goal, workshop.calibration, profile=_profile(search)))
 
     @property
     def cheapest_lossy(self) -> Point | None:
@@ -57,7 +56,8 @@ class Mixing:
         trial = self.search.known(self.search.start.idea) or self.search.known(INTEGER)
         kept = trial is not None and self.search.within(trial)
         limit = cost_of(self.problem, whole) * (1 - EQUAL) if kept else float("inf")
-        cheaper = [point for point in self.points if point.cost < limit]
+        cheapest = solve(self.problem)  # by costs alone
+        cheaper = self._front(limit) if cheapest is not None and cheapest.cost < limit else ()
         if not cheaper:
             return "no mixture is expected to take less than all layers in integers"
         self._drive(bisection(len(cheaper)), lambda index: cheaper[index], limit)
@@ -70,15 +70,24 @@ class Mixing:
         expected = f"{cheaper[0].cost / cost_of(self.problem, whole):.0%} of the cost of int8" if cost_of(self.problem, whole) else ""
         return f"the cheapest of {len(self.points)} choices on the front was expected to take {expected}" if expected else ""
 
+    def _front(self, limit: float) -> tuple[Point, ...]:
+        """The points of the front that change anything and cost less."""
+        self.problem = self.table.harmed(self.search.workshop.calibration).problem
+        self.points = worth_trying(front(self.problem), self.problem)
+        return tuple(point for point in self.points if point.cost < limit)
+
     def idea(self, choice: Choice, start: Start) -> Idea:
         return start.named(told(self.problem, choice), recipe_of(start.base, self.problem, choice))
 
     def _drive(self, asked: Generator[_T, bool, None], point_of: Callable[[_T], Point], limit: float) -> None:
         """Answer what the generator asks, with a full evaluation each; ends when it does, when time or evaluations do, or at a choice
-        that takes as much as ``limit``.
+        that takes as much as ``limit`` or changes nothing.
         """
         wanted = next(asked, None)
-        while wanted is not None and self.left > 0 and (point := point_of(wanted)).cost < limit:
+        while wanted is not None and self.left > 0:
+            point = point_of(wanted)
+            if point.cost >= limit or not worth_trying([point], self.problem):
+                return
             good = self._tried(point)
             if good is None:
                 return
@@ -88,11 +97,11 @@ class Mixing:
                 return
 
     def _tried(self, point: Point) -> bool | None:
-        """Whether the choice keeps the drop; None where there was no time to make it."""
+        """Whether the choice keeps the drop; None where it could not be made, or there was no time."""
         idea = self.idea(point.choice, self.search.start)
         self.left -= self.search.known(idea) is None
         made = self.search.tried((idea,))
-        if not made:
+        if not made or made[0].status != "measured":
             return None
         good = self.search.within(made[0])
         (self.good if good else self.lossy).append(point)
@@ -115,5 +124,8 @@ def _profile(search: Search) -> Profile | None:
         return None
     made = load(search.workshop.model_of(trial).parent)
     folded = bench.original.folded()
-    kernels = times_of([kernels_of(model, bench.feeds, bench.target.threads) for model in (folded, made)])
+    found = [kernels_of(model, bench.feeds, bench.target.threads) for model in (folded, made)]
+    if not all(found):  # the runtime does not tell: the target's table does
+        return None
+    kernels = times_of(found)
     return Profile(layer_times(folded, kernels[0]), layer_times(made, kernels[1]))

@@ -108,8 +108,9 @@ def _explained(outcome: Outcome, bench: Bench, search: Search) -> Outcome:
     if trial is None or not trial.path:
         return outcome
     failed = {reason.measurement for reason in trial.verdict.reasons if not reason.passed} if trial.verdict else set()
-    if "drop" in failed and is_integer(trial):
-        search.find_damage(next(step for step in trial.recipe.steps if step.technique == "static"))
+    integer = next((each for each in outcome.trials if is_integer(each)), None)
+    if "drop" in failed and integer is not None:  # of the first and plainest one, in which no layer was left out yet
+        search.find_damage(next(step for step in integer.recipe.steps if step.technique == "static"))
     made = load(search.workshop.model_of(trial).parent)
     folded, threads = bench.original.folded(), bench.target.threads
     before, after = (kernels_of(each, bench.feeds, threads) for each in (folded, made)) if bench.target.here else ((), ())

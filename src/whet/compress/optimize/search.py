@@ -6,11 +6,11 @@ then mixed precision (``mixed/``); then learned rounding. What is known to be of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from whet.compress.mixed.allotted import Base
+from whet.compress.mixed.allotted import Outline
 from whet.compress.mixed.problem import Choice, Problem
 from whet.core.document import FrozenMap
 from whet.core.inventory import Inventory
@@ -21,8 +21,8 @@ from whet.core.target import Target
 WORTHWHILE_SHARE = 0.1
 # Products of this many weights are where packed 4-bit kernels begin to pay.
 _LARGE_PRODUCT = 1 << 16
-# What learns how to round weights of few bits, the quickest first.
-_ROUNDING = ("gptq", "adaround", "reconstruct")
+# What learns how to round weights of few bits, the quickest first, in its light form: seconds to a few minutes.
+_ROUNDING: Mapping[str, Mapping[str, Any]] = FrozenMap({"gptq": {}, "adaround": {"iterations": 1000}, "reconstruct": {}})
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Start:
     """A full-integer model to go on from. label: what it has beside plain int8, "" where it is that."""
 
     label: str
-    base: Base
+    base: Outline
 
     @property
     def idea(self) -> Idea:
@@ -56,16 +56,16 @@ def one_step(technique: str, name: str, *, exclude: Iterable[str] = (), **option
     return Idea(name, Recipe((Step(technique, exclude=tuple(exclude), options=FrozenMap(options)),), name))
 
 
-PLAIN = Start("", Base())
+PLAIN = Start("", Outline())
 INTEGER = PLAIN.idea
 """The first thing to try: what its layers cost and lose decides what comes next."""
 
 
 def other_ranges(known: Sequence[str]) -> tuple[Start, ...]:
     """Other ways to find the ranges of activations. known: the names of all techniques."""
-    found = [Start(f"range by {method}", Base(options=FrozenMap({"ranges": method}))) for method in ("mse", "percentile")]
+    found = [Start(f"range by {method}", Outline(options=FrozenMap({"ranges": method}))) for method in ("mse", "percentile")]
     if "clip" in known:
-        found.append(Start("range by layer error", Base((Step("clip"),))))
+        found.append(Start("range by layer error", Outline((Step("clip"),))))
     return tuple(found)
 
 
@@ -78,7 +78,7 @@ def corrected(start: Start, known: Sequence[str]) -> tuple[Start, ...]:
     found = {}
     for names, behind in ways:
         label = ", ".join([*filter(None, [start.label]), *(words[name] for name in names), *(words[step.technique] for step in behind)])
-        base = Base((*map(Step, names), *start.base.before), start.base.options, behind)
+        base = Outline((*map(Step, names), *start.base.before), start.base.options, behind)
         found[label] = Start(label, base)
     return tuple(each for each in found.values() if each.base != start.base)
 
@@ -94,9 +94,9 @@ def rounded(start: Start, problem: Problem, choice: Choice, known: Sequence[str]
         return ()
     least = min(bits)
     found = []
-    for name in _ROUNDING:
+    for name, options in _ROUNDING.items():
         if name in known:
-            step = Step(name, tuple(bits[least]), options=FrozenMap({"bits": least}))
+            step = Step(name, tuple(bits[least]), options=FrozenMap({"bits": least, **options}))
             label = ", ".join([*filter(None, [start.label]), f"rounded by {name}"])
             found.append(Start(label, replace(start.base, before=(*start.base.before, step))))
     return tuple(found)

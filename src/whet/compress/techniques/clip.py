@@ -35,10 +35,10 @@ def clip(view: TensorView, target: Target, *,
     """
     candidates = [find_range(view.statistics, method, codes=1 << bits, percentile=percentile)
                   for method in METHODS for percentile in (PERCENTILES if method == "percentile" else PERCENTILES[-1:])]
-    # Dropped twice or not at all, a candidate's error is the same: the first and widest of equals is taken.
     different = list(dict.fromkeys(candidates))
     errors = [view.error(fake_quantise(view.values, _grid(found, bits, target))) for found in different]
-    return different[int(np.argmin(errors))]
+    # Errors that differ by the rounding of their sums only are equal, and of equals the first is taken, whatever the order of the samples.
+    return different[int(np.argmax(np.array(errors) <= min(errors) * (1 + 1e-6)))]
 
 
 def foresee(layer: Layer, target: Target, *, bits: int = 8, samples: int = 64) -> Foresight:

@@ -43,7 +43,7 @@ def gptq(view: GramView, target: Target, *,
     and 3, section 3.3 (steps 1 to 3); the order by activations is that of the authors' code.
     Needs: calibration.
     Cost: one pass of the calibration data through the model in torch, with second moments [in, in] of each layer's inputs:
-    rows * in^2 multiplications; then in^3 / 3 for the factor and out * in^2 for the columns.
+    rows * in^2 multiplications, rows being at most 16384 or 16 * in; then in^3 / 3 for the factor and out * in^2 for the columns.
     Limits: convolutions and matrix products with one matrix. Transposed convolutions, recurrent layers, tables and stacks of matrices
     are rounded plainly, one scale an output channel. Smaller on disk; faster only where ``static`` follows.
 

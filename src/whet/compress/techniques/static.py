@@ -13,7 +13,7 @@ from whet.core.target import Target
 
 
 def static(layer: LayerView, target: Target, *,
-           ranges: Annotated[str, Search("minmax", "moving_average", "percentile", "entropy", "mse",
+           ranges: Annotated[str, Search("minmax", "moving_average", "percentile", "entropy", "mse", "octav",
                                          help="how the range of an activation is found")] = "minmax",
            percentile: Annotated[float, Search(99.9, 99.99, 99.999, 100.0, only=False, least=50, most=100,
                                                help="share of the numbers inside the range, for ranges = percentile")] = 99.999,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import onnx_ir as ir
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from whet.compress.fold import only_reader
 from whet.compress.graph import GraphModel
-from whet.compress.layer_products import Product, product_of
+from whet.compress.layer_products import Product, product_of, vectors_drawn
 from whet.compress.mirror import Step
 from whet.compress.technique import Change, LayerView
 from whet.compress.views import SampleView
@@ -58,21 +58,13 @@ def _of_vectors(stop: Stop, node: ir.Node, slot: Slot, layer: LayerView, product
     name, exact_name = stop.step.inputs[0], stop.exact.inputs[0]
     activations = [(batch[name].float(), exact[exact_name].float())
                    for batch, exact in zip(stop.found.values, stop.expected.values, strict=True)]
-    drawn = list(_drawn([product.count(x) for x, _ in activations], layer, generator))
-    inputs = torch.cat([product.chosen(x, index) for (x, _), index in zip(activations, drawn, strict=True)])
     weight = torch.tensor(layer.weight, dtype=torch.float32)
+    most = min(MOST_VECTORS, MOST_BYTES // (4 * max(weight[0].numel() * product.groups, 1)))
+    drawn = list(vectors_drawn([product.count(x) for x, _ in activations], most, generator))
+    inputs = torch.cat([product.chosen(x, index) for (x, _), index in zip(activations, drawn, strict=True)])
     targets = torch.cat([behind(product.outputs(product.chosen(x, index), weight, before if now is not None else None))
                          for (_, x), index in zip(activations, drawn, strict=True)])
     return SampleView(layer, inputs, targets, lambda x, rounded: behind(product.outputs(x, rounded, now)))
-
-
-def _drawn(counts: list[int], layer: LayerView, generator: torch.Generator) -> Iterator[Tensor]:
-    """For each batch the numbers of its vectors that are learned on: all, or as many as memory allows, at random."""
-    assert layer.weight is not None
-    one = 4 * max(layer.weight[0].size, 1)
-    share = min(1.0, min(MOST_VECTORS, MOST_BYTES // one) / max(sum(counts), 1))
-    for count in counts:
-        yield torch.arange(count) if share == 1.0 else torch.randperm(count, generator=generator)[: max(1, int(share * count))]
 
 
 def _of_samples(stop: Stop, node: ir.Node, slot: Slot, layer: LayerView) -> SampleView:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
+from onnx import TensorProto
+from tests.compress.small_graphs import Sketch, feeds_of, noise_ratio, outputs
 
 from whet.compress import technique as module
+from whet.compress import techniques
+from whet.compress.apply import apply_recipe
+from whet.compress.data import Dataset
 from whet.compress.technique import Foresight, Search, technique, technique_names
 from whet.core.errors import Refused
 from whet.core.inventory import Layer
+from whet.core.recipe import Recipe, Step
 from whet.device.targets import target, targets
 
 
 def test_every_file_in_the_folder_is_a_technique() -> None:
-    assert technique_names() == ("dynamic", "float16", "static", "weight_only")
+    folder = Path(techniques.__path__[0])
+    assert technique_names() == tuple(sorted(file.stem for file in folder.glob("[!_]*.py")))
+    assert {"static", "gptq", "smoothquant"} <= set(technique_names())
 
 
 def test_an_unknown_technique_is_refused_with_those_that_there_are() -> None:
@@ -146,9 +156,26 @@ def test_float16_arithmetic_is_foreseen_where_the_target_has_it() -> None:
 
 @pytest.mark.parametrize("name", technique_names())
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_weights_are_left_alone_but_by_weight_only(name: str, dtype: str) -> None:
+def test_half_precision_weights_are_left_alone_but_by_what_changes_weights_alone(name: str, dtype: str) -> None:
     layer = Layer("m", "MatMul", weight_shape=(64, 32), weight_dtype=dtype)
-    assert foreseen(name, layer).applies is (name == "weight_only")
+    assert foreseen(name, layer).applies is (name in ("weight_only", "gptq", "adaround", "equalize", "smoothquant"))
+
+
+@pytest.mark.parametrize(("name", "options"), [
+    ("weight_only", {}), ("gptq", {"bits": 8}), ("adaround", {"bits": 8, "iterations": 5}), ("equalize", {}), ("smoothquant", {}),
+])
+def test_a_half_precision_model_goes_on_computing_in_half_precision(name: str, options: dict[str, Any]) -> None:
+    g = Sketch()
+    half = [g.constant(values, np.float16) for values in (g.random.uniform(0.1, 5, 32), g.random.standard_normal(32))]
+    y = g.node("LayerNormalization", g.input("x", ["N", 6, 32], TensorProto.FLOAT16), *half, axis=-1)
+    for inside, out in ((32, 64), (64, 16)):
+        y = g.node("MatMul", g.node("Relu", y), g.constant(g.random.standard_normal((inside, out)) / inside**0.5, np.float16))
+    g.output(y, TensorProto.FLOAT16)
+    data = Dataset.of({"x": g.random.standard_normal((24, 6, 32)).astype(np.float16)})
+    made = apply_recipe(g.model(), Recipe((Step(name, options=options),)), target("x86-vnni"), calibration=data)
+    wanted, found = outputs(g.model(), feeds_of(data))[y], outputs(made, feeds_of(data))[y]
+    assert found.dtype == np.float16
+    assert 0 < noise_ratio(found.astype(np.float32), wanted.astype(np.float32)) < 0.02
 
 
 @pytest.mark.parametrize("name", technique_names())

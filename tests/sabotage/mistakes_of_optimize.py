@@ -170,8 +170,8 @@ MISTAKES = (
     Mistake(
         "all layers quantised for each",
         _BLAME,
-        "found = working.integer_sites([name], target)",
-        "found = working.integer_sites([node.name for node in working.nodes if step.selects(node)], target)",
+        "Work(used, {name: options}, target, some)",
+        "Work(used, dict.fromkeys(weighted, options), target, some)",
         BLAME,
         "enormous or alone_does",
     ),

@@ -13,7 +13,10 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
+from types import SimpleNamespace
 
 import pytest
 from tests.sabotage.mistakes import FILES, FOLD, GRID, Mistake
@@ -22,6 +25,9 @@ from tests.sabotage.mistakes_of_optimize import CHOOSE, GATES, SEARCH, WORDS
 from whet.compress.technique import technique_names
 
 pytestmark = pytest.mark.slow
+AT_ONCE = 2
+Ending = subprocess.CompletedProcess[str] | None
+_NOTHING = SimpleNamespace(params={})
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = sorted(file.stem for file in Path(__file__).parent.glob("mistakes*.py"))
 MISTAKES: list[Mistake] = [mistake for table in TABLES for mistake in importlib.import_module(f"tests.sabotage.{table}").MISTAKES]
@@ -45,9 +51,40 @@ MATHEMATICS = {
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("sabotage")
-    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    yield folder / "src"
+    yield copy_of_source(folder)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_of_source(folder: Path) -> Path:
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder / "src"
+
+
+@pytest.fixture(scope="module")
+def endings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Ending]]]:
+    """How the tests ended on each mistake that was selected, two at a time, each in a copy of its own."""
+    chosen = [item.callspec.params["mistake"] for item in request.session.items if "mistake" in getattr(item, "callspec", _NOTHING).params]
+    free: Queue[Path] = Queue()
+    for number in range(AT_ONCE):
+        free.put(copy_of_source(tmp_path_factory.mktemp(f"sabotage{number}")))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {mistake.what: pool.submit(sabotaged, mistake, free) for mistake in chosen}
+        pool.shutdown(cancel_futures=True)
+
+
+def sabotaged(mistake: Mistake, free: Queue[Path]) -> Ending:
+    """The tests on a copy with the mistake; None where the place is not as the table says."""
+    source = free.get()
+    place = source / "whet" / mistake.file
+    right = place.read_text(encoding="utf-8")
+    try:
+        if right.count(mistake.old) != 1:
+            return None
+        place.write_text(right.replace(mistake.old, mistake.new), encoding="utf-8")
+        return run(source, mistake.tests, mistake.only)
+    finally:
+        place.write_text(right, encoding="utf-8")
+        free.put(source)
 
 
 def run(source: Path, tests: str, only: str) -> subprocess.CompletedProcess[str]:
@@ -76,15 +113,9 @@ def run(source: Path, tests: str, only: str) -> subprocess.CompletedProcess[str]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.what)
-def test_the_tests_notice(copied: Path, mistake: Mistake) -> None:
-    place = copied / "whet" / mistake.file
-    right = place.read_text(encoding="utf-8")
-    assert right.count(mistake.old) == 1, f"{mistake.file} has changed: write the mistake again"
-    place.write_text(right.replace(mistake.old, mistake.new), encoding="utf-8")
-    try:
-        ended = run(copied, mistake.tests, mistake.only)
-    finally:
-        place.write_text(right, encoding="utf-8")
+def test_the_tests_notice(endings: dict[str, Future[Ending]], mistake: Mistake) -> None:
+    ended = endings[mistake.what].result()
+    assert ended is not None, f"{mistake.file} has changed: write the mistake again"
     assert ended.returncode == 1, f"{mistake.what}: nobody noticed\n{ended.stdout[-1500:]}{ended.stderr[-500:]}"
 
 

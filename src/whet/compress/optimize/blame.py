@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from whet.compress.calibrate import collect
-from whet.compress.data.dataset import Array, Dataset
+from whet.compress.data.dataset import Dataset
 from whet.compress.evaluate.output_error import relative_error as relative_error
 from whet.compress.graph import GraphModel
-from whet.compress.ranges import NEEDS_HISTOGRAM
 from whet.compress.runtime import outputs_of
 from whet.compress.technique import technique
 from whet.compress.walks import Work
-from whet.compress.walks.sites import changes_for, observed
+from whet.compress.walks.sites import walk
 from whet.core.outcome import LayerReport
 from whet.core.progress import track
 from whet.core.recipe import Step
@@ -34,23 +31,9 @@ def damage(model: GraphModel, step: Step, target: Target, calibration: Dataset, 
     whole = folded.copied().integer_sites([node.name for node in folded.nodes if step.selects(node)], target)
     weighted = [name for name, site in whole.items() if site.node.op_type in ("Conv", "Gemm", "MatMul")]
     some = calibration.take(range(min(samples, len(calibration))))
-    statistics = collect(folded, observed(whole), some, histogram=options.get("ranges") in NEEDS_HISTOGRAM)
     reference = outputs_of(folded, some)
-    return {name: _alone(folded, name, statistics, options, target, some, reference, step)
+    return {name: relative_error(reference, outputs_of(walk(folded, Work(used, {name: options}, target, some)), some))
             for name in track(weighted, "finding the layers that do harm", len(weighted))}
-
-
-def _alone(folded: GraphModel, name: str, statistics: Mapping[str, Any], options: Mapping[str, Any], target: Target, data: Dataset,
-           reference: Mapping[str, Array], step: Step) -> float:
-    working = folded.copied()
-    found = working.integer_sites([name], target)
-    missing = [tensor for tensor in observed(found) if tensor not in statistics]
-    known = dict(statistics)
-    if missing:  # alone, a product ends in float where it did not among its neighbours, or the other way round
-        known |= collect(folded, missing, data, histogram=options.get("ranges") in NEEDS_HISTOGRAM)
-    work = Work(technique(step.technique), dict.fromkeys(found, options), target, data)
-    changes = changes_for(working, found, known, work)
-    return relative_error(reference, outputs_of(working.with_integers(found, changes, target), data))
 
 
 def sentences(found: Mapping[str, float], ops: Mapping[str, str], most: int = 5) -> tuple[str, ...]:

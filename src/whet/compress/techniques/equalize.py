@@ -99,6 +99,6 @@ def foresee(layer: Layer, target: Target, *, iterations: int = 20, absorb: bool 
     """Layers with weights; which of them stand in a chain shows in the graph only. Nothing of their types or sizes changes."""
     if layer.op not in OPS or not layer.weight_shape:
         return Foresight(False, note="it has no weights between channels")
-    return Foresight(True, layer.weight_dtype or "float32", note="its weights change where it stands in a chain")
+    return Foresight(True, layer.weight_dtype or "float32", note="its weights change where it stands in a chain", adjusts=True)
 
 

@@ -54,7 +54,7 @@ def foresee(layer: Layer, target: Target, *, alpha: float = 0.5, insert: bool = 
     """Layers that sum over channels of one input; nothing of their types or sizes changes."""
     if layer.op not in OPS or not layer.weight_shape:
         return Foresight(False, note="it does not sum over channels with constant weights")
-    return Foresight(True, layer.weight_dtype or "float32", note="its input's channels get more equal ranges")
+    return Foresight(True, layer.weight_dtype or "float32", note="its input's channels get more equal ranges", adjusts=True)
 
 
 def _all_but(axis: int, rank: int) -> tuple[int, ...]:

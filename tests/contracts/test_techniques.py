@@ -102,7 +102,8 @@ def done(
 
 def recipe(name: str, options: dict[str, Any] | None = None, only: tuple[str, ...] = ("*",), without: tuple[str, ...] = ()) -> Recipe:
     """The technique in its company, on the same layers."""
-    own = {**QUICK.get(name, {}), **(options or {})}
+    quick = QUICK.get(name, {})
+    own = {**quick, **(options or {}), **({"iterations": quick["iterations"]} if "iterations" in quick else {})}
     return Recipe(tuple(Step(each, only, without, own if each == name else {}) for each in COMPANY.get(name, (name,))))
 
 

@@ -26,7 +26,7 @@ ROUNDING_RATE, STEP_RATE, PAPERS_ITERATIONS, LARGEST_RATE = 1e-3, 4e-5, 20_000, 
 def reconstruct(view: Block, target: Target, *,
                 bits: Annotated[int, Search(4, 2, 3, 5, 6, 7, 8, help="bits a weight, symmetric, one scale an output channel")] = 4,
                 activation_bits: Annotated[int, Search(8, 4, 5, 6, 7, help="bits an activation; give static the same")] = 8,
-                iterations: Annotated[int, Search(2000, 20000, help="steps of Adam for each block", only=False, least=1,
+                iterations: Annotated[int, Search(2000, 500, help="steps of Adam for each block", only=False, least=1,
                                                   most=1_000_000)] = 2000,
                 drop: Annotated[float, Search(0.5, 0.0, 1.0, help="share of the numbers of an activation that stay in float in each step: "
                                               "0 is BRECQ, 0.5 QDrop", only=False, least=0.0, most=1.0)] = 0.5,

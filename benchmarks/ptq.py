@@ -39,6 +39,9 @@ WHET: dict[str, tuple[Step, ...]] = {
     "whet-static": (step("static"),),
     "whet-static-percentile": (step("static", ranges="percentile"),),
     "whet-static-mse": (step("static", ranges="mse"),),
+    "whet-clip": (step("clip"), step("static")),
+    "whet-bias": (step("static"), step("bias_correct")),
+    "whet-w4a8-gptq": (step("gptq", bits=4), step("static")),
 }
 # The two that stand for Whet in "where Whet is behind": what one gets without asking for anything.
 DEFAULTS = ("whet-static", "whet-optimize")

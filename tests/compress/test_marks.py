@@ -74,5 +74,6 @@ def test_weights_and_activations_of_four_bits_lose_two_and_a_half_points_at_most
         Step("static", ("*",), ENDS, {"activation_bits": 4}), Step("static", ENDS),
     )  # fmt: skip
     assert accuracy(folder, model) >= float_accuracy(folder) - 0.025
-    plain = made(folder, training_images(folder, 512), Step("static", ("*",), ENDS, {"bits": 4, "activation_bits": 4}), Step("static", ENDS))
+    rounded = Step("static", ("*",), ENDS, {"bits": 4, "activation_bits": 4})
+    plain = made(folder, training_images(folder, 512), rounded, Step("static", ENDS))
     assert accuracy(folder, plain) < float_accuracy(folder) - 0.05

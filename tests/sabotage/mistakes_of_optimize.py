@@ -239,7 +239,7 @@ MISTAKES = (
     ),
     Mistake("others' files are replaced", _PLACE, 'if (out / "best").exists() and not', "if False and not", MODELS, "not_touched"),
     Mistake("two at once", _PLACE, "fcntl.LOCK_EX | fcntl.LOCK_NB", "fcntl.LOCK_UN", MODELS, "one_folder"),
-    Mistake("blame for what nobody complained of", _RUN, 'if "drop" in failed else ()', "if True else ()", MODELS, "complained"),
+    Mistake("blame for what nobody complained of", _RUN, 'if "drop" in failed and integer', "if integer", MODELS, "complained"),
     # -- compare, measure, export, estimate, runtime
     Mistake(
         "the candidate beside itself",

@@ -115,7 +115,7 @@ def _explained(outcome: Outcome, bench: Bench, search: Search) -> Outcome:
     folded, threads = bench.original.folded(), bench.target.threads
     before, after = (kernels_of(each, bench.feeds, threads) for each in (folded, made)) if bench.target.here else ((), ())
     layers = layer_reports(folded, made, search.workshop.calibration, (before, after), search.damage)
-    blame = sentences(search.damage or {}, {layer.name: layer.op for layer in bench.inventory.layers}) if "drop" in failed else ()
+    blame = sentences(search.damage or {}, {layer.name: layer.op for layer in bench.inventory.layers})
     if {"latency_ratio", "latency_ms"} & failed:
         blame += slower(layers)
     return replace(outcome, layers=layers, operators=operator_reports(before, after), blame=blame)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,10 +20,11 @@ from whet.compress.views import Range, TensorView
 from whet.compress.walks import Work
 from whet.compress.walks.sites import observed
 from whet.core.errors import Unsupported
-from whet.core.progress import track
+from whet.core.progress import task
 from whet.device.session import run
 
 VALUES = 1 << 22  # numbers of a tensor that are looked at: samples beyond are left out
+AT_ONCE = 16  # tensors of which so many numbers are held: 256 MB
 
 
 def walk(model: GraphModel, work: Work) -> GraphModel:
@@ -41,10 +42,12 @@ def walk(model: GraphModel, work: Work) -> GraphModel:
     steps = {step.name: step for step in reflected.steps}
     some = work.calibration.take(range(min(int(work.options["samples"]), len(work.calibration))))
     ranges: dict[str, Range] = {}
-    for name in track(names, work.technique.name, len(names)):
-        values = _values(model, name, some)
-        error = _error(name, values, [steps[reader] for reader in readers.get(name, ())], reflected)
-        ranges[name] = work.technique.apply(TensorView(statistics[name], values, error), work.target, **work.options)
+    with task(work.technique.name, len(names)) as progress:
+        for together in batched(names, AT_ONCE):
+            for name, values in _values(model, together, some).items():
+                error = _error(name, values, [steps[reader] for reader in readers.get(name, ())], reflected)
+                ranges[name] = work.technique.apply(TensorView(statistics[name], values, error), work.target, **work.options)
+                progress.advance()
     return replace(model, ranges={**model.ranges, **ranges})
 
 
@@ -61,18 +64,26 @@ def _has_weight(node: ir.Node) -> bool:
     return node.op_type in ("Conv", "Gemm", "MatMul")
 
 
-def _values(model: GraphModel, name: str, data: Dataset) -> Floats:
-    """[n, ...] the tensor on some samples, at most VALUES numbers and at least those of one batch."""
-    found: list[Floats] = []
-    if name in data.names:
-        found += [batch[name].astype(np.float32) for batch in data.batches(len(data))]
-    else:
-        with opened(exposed(model, [name])) as session:
-            for feeds, _ in feed_batches(session, model, data, [name]):
-                found.append(run(session, feeds, [name])[name].astype(np.float32))
-                if sum(part.size for part in found) >= VALUES:
-                    break
-    return np.concatenate(found) if found[0].ndim else found[0]
+def batched(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    """``size`` of them at a time."""
+    return (names[begin : begin + size] for begin in range(0, len(names), size))
+
+
+def _values(model: GraphModel, names: Sequence[str], data: Dataset) -> dict[str, Floats]:
+    """[n, ...] the tensors on some samples, in one pass: of each at most VALUES numbers and at least those of one batch."""
+    found: dict[str, list[Floats]] = {name: [] for name in names}
+    inner = [name for name in names if name not in data.names]
+    with opened(exposed(model, inner)) as session:
+        for feeds, _ in feed_batches(session, model, data, inner):
+            wanted = [name for name in inner if _room(found[name])]
+            given = {**feeds, **(run(session, feeds, wanted) if wanted else {})}
+            for name in (*wanted, *(name for name in names if name in feeds and _room(found[name]))):
+                found[name].append(given[name].astype(np.float32))
+    return {name: np.concatenate(parts) if parts[0].ndim else parts[0] for name, parts in found.items()}
+
+
+def _room(parts: Sequence[Floats]) -> bool:
+    return sum(part.size for part in parts) < VALUES
 
 
 def _error(name: str, values: Floats, layers: list[Step], reflected: Mirror) -> Callable[[Floats], float]:

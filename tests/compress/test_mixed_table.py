@@ -179,10 +179,17 @@ def test_elsewhere_the_table_of_the_target_tells() -> None:
 
 
 def test_what_the_profiler_adds_is_taken_off() -> None:
-    runs = [(OperatorTime("a", "Conv", "", 9.0, 0.5), OperatorTime("b", "Conv", "", 3.0, 0.5)), (OperatorTime("c", "Conv", "", 4.0, 1.0),)]
-    found = times_of(runs)
-    assert [kernel.mean_us for each in found for kernel in each] == pytest.approx([6.3, 0.3, 1.3])
-    assert times_of([]) == []
+    run = [OperatorTime(name, "Conv", "", mean, 0.5) for name, mean in (("a", 9.0), ("b", 3.0), ("c", 4.0))]
+
+    def times(whole: float) -> list[float]:
+        return [kernel.mean_us for kernel in times_of(run, whole)]
+
+    assert times(7.0) == pytest.approx([6.0, 0.3, 1.0], abs=0.31)  # 3 off each would leave b nothing
+    assert sum(times(7.0)) == pytest.approx(7.0)
+    assert min(times(7.0)) == pytest.approx(0.3)
+    assert times(13.0) == pytest.approx([8.0, 2.0, 3.0])
+    assert times(16.0) == times(99.0) == pytest.approx([9.0, 3.0, 4.0])  # a profile that adds nothing
+    assert times_of([], 1.0) == ()
 
 
 # -- harms ------------------------------------------------------------------------------------------------------------------------------

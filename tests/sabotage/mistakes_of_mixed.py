@@ -29,7 +29,7 @@ MISTAKES = (
             DESCENT, "left_out"),
     Mistake("borders end at a pool", "compress/mixed/structure.py", "while node is not None and is_mover(node, target)",
             "while node is None and is_mover(node, target)", TABLE, "only_moves_data"),
-    Mistake("the profiler's time counts", "compress/mixed/costs.py", "mean_us=kernel.mean_us - overhead", "mean_us=kernel.mean_us",
+    Mistake("the profiler's time counts", "compress/mixed/costs.py", "max(kernel.mean_us - overhead, min(", "max(kernel.mean_us, min(",
             TABLE, "profiler_adds"),
     Mistake("directions are those of values", "compress/mixed/fisher.py", "root * (signs - root * (root * signs).sum(1, keepdim=True))",
             "signs", TABLE, "one_backward_pass"),

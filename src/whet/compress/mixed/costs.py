@@ -1,8 +1,9 @@
 """What each way of each layer costs, and what a border between float and integers does.
 
 Time here is measured, by two profiled runs: of the float model and of the one that is all in integers. The profiler itself adds to each
-kernel about what the smallest kernels seem to take (docs/mixed.md), so that is taken off again. A border was in neither of the two
-models: its kernels are counted by a table, and each takes a little for itself and a little for each number.
+kernel about what the smallest kernels seem to take (docs/mixed.md), so that is taken off again, by what the models were timed at.
+A border was in neither of the two models: its kernels are counted by a table, and each takes a little for itself and a little for each
+number.
 Elsewhere time is estimated from the target's table. Bytes are those of the file (``estimate``).
 """
 
@@ -40,10 +41,16 @@ class Profile:
     integer_us: Mapping[str, float]
 
 
-def times_of(kernels: Sequence[Sequence[OperatorTime]]) -> list[tuple[OperatorTime, ...]]:
-    """The kernels of profiled runs with the times that they take where nobody profiles."""
-    overhead = max(min((kernel.mean_us for found in kernels for kernel in found), default=0.0) - _US_A_KERNEL, 0.0)
-    return [tuple(replace(kernel, mean_us=kernel.mean_us - overhead) for kernel in found) for found in kernels]
+def times_of(kernels: Sequence[OperatorTime], whole_us: float) -> tuple[OperatorTime, ...]:
+    """The kernels of a profiled run with the times that they take where nobody profiles: the same is taken off each, none of them
+    taking less than the smallest ones do, so that together they take the ``whole_us`` that the model was timed at.
+    """
+    least, most = 0.0, max((kernel.mean_us for kernel in kernels), default=0.0)
+    for _ in range(40):
+        overhead = (least + most) / 2
+        found = tuple(replace(kernel, mean_us=max(kernel.mean_us - overhead, min(kernel.mean_us, _US_A_KERNEL))) for kernel in kernels)
+        least, most = (overhead, most) if sum(kernel.mean_us for kernel in found) > whole_us else (least, overhead)
+    return found
 
 
 Foresights = Mapping[str, Mapping[Way, Foresight]]

@@ -127,5 +127,8 @@ def _profile(search: Search) -> Profile | None:
     found = [kernels_of(model, bench.feeds, bench.target.threads) for model in (folded, made)]
     if not all(found):  # the runtime does not tell: the target's table does
         return None
-    kernels = times_of(found)
+    latency_ms, ratio = trial.value("latency_ms"), trial.value("latency_ratio")
+    if not latency_ms or not ratio:
+        return None
+    kernels = times_of(found[0], latency_ms * 1e3 / ratio), times_of(found[1], latency_ms * 1e3)
     return Profile(layer_times(folded, kernels[0]), layer_times(made, kernels[1]))

@@ -55,8 +55,8 @@ IMPORT_NAMES = {"pillow": "PIL", "scikit-learn": "sklearn", "onnx-ir": "onnx_ir"
 # Slow to import or large: only inside the functions that need them. Measured: torch 1.8 s and 528 MB, scikit-learn 1 s.
 HEAVY = ("torch", "scipy", "sklearn", "PIL", "soundfile", "pyarrow", "matplotlib", "pandas", "transformers")
 # These are about torch from the first line to the last; nothing may import them before it needs them.
-ABOUT_TORCH = re.compile(r"whet\.compress\.(mirror(\.\w+)?|walks\.(?!layers$|sites$|unequal_\w+$|chains$|shared_inputs$)\w+|mixed\.fisher"
-                         r"|(soft|column)_rounding|layer_products|fake|adam|threads)")
+ABOUT_TORCH = re.compile(r"whet\.compress\.((mirror|checkpoint)(\.\w+)*|walks\.(?!layers$|sites$|unequal_\w+$|chains$|shared_inputs$)\w+"
+                         r"|mixed\.fisher|(soft|column)_rounding|layer_products|fake|adam|threads)")
 
 
 # -- what the source says -----------------------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from onnx import TensorProto
 from tests.compress.small_graphs import Sketch, feeds_of, noise_ratio, outputs, samples
 
 from whet.compress.data import Dataset
+from whet.compress.evaluate.output_error import relative_error
 from whet.compress.graph import GraphModel
-from whet.compress.optimize.blame import damage, relative_error, sentences, slower
+from whet.compress.optimize.blame import damage, sentences, slower
 from whet.core.outcome import LayerReport
 from whet.core.recipe import Step
 from whet.device.targets import target

@@ -152,7 +152,8 @@ def _flag(option: Option) -> click.Option:
     said = option.search.help + ("" if option.search.only else f" (usual: {', '.join(map(str, option.search.values))})")
     if option.kind is bool:
         return click.Option([f"--{word}/--no-{word}", dest], default=option.default, show_default=True, help=said)
-    return click.Option([f"--{word}", dest], type=OptionValue(option), metavar=_metavar(option), default=option.default, show_default=True,
+    other = ["--group"] if word == "block" else []  # what the papers on language models call it
+    return click.Option([f"--{word}", *other, dest], type=OptionValue(option), metavar=_metavar(option), default=option.default, show_default=True,
                         help=said)  # fmt: skip
 
 

@@ -12,8 +12,7 @@ def on_grid(values: Tensor, grid: Grid) -> Tensor:
     """The values as they come back from a grid of one scale; no gradient reaches them."""
     scale, zero = (torch.as_tensor(part, dtype=torch.float32) for part in (grid.scale, grid.zero_point))
     with torch.no_grad():
-        codes = torch.div(values, scale).round_().add_(zero).clamp_(grid.lowest, grid.highest)
-        return codes.sub_(zero).mul_(scale)
+        return to_codes_(values.clone(), scale, zero, grid.lowest, grid.highest).sub_(zero).mul_(scale)
 
 
 def on_learned_grid(values: Tensor, step: Tensor, grid: Grid) -> Tensor:

@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
+from whet.compress.codebook import Coded
 from whet.compress.grid import Array, Grid, Quantised
 from whet.compress.statistics import Statistics
 from whet.core.document import FrozenMap
@@ -57,6 +58,7 @@ class LayerView:
     weight: [out, ...] float32, output channels first, or None where the layer has none. bias: [out] or None.
     grid: where the weight already lies, flattened to [out, in], because an earlier step rounded it; None where it is in float.
     inputs, output: statistics of its activations, None where they were not asked for or are not floating point.
+    scales: the dtype that the body stores the scales of a rounded weight in; a grid must be made of such numbers.
     """
 
     name: str
@@ -66,20 +68,21 @@ class LayerView:
     inputs: tuple[Statistics | None, ...] = ()
     output: Statistics | None = None
     grid: Grid | None = None
+    scales: str = "float32"
 
 
 @dataclass(frozen=True, eq=False)
 class Change:
     """What a technique made of a layer; the body puts it back.
 
-    weight: codes on a grid, or an array of another dtype (float16), or None (as it was).
+    weight: codes on a grid or on a code book, or an array of another dtype (float16), or None (as it was).
     compute: "float32", "float16", "int8" (inputs and output on the grids given) or "dynamic" (inputs quantised as they come).
     inputs, output: a grid for each input of the layer that is an activation, None for those that stay float.
     kernel: options of the kernel that runs it (block size of MatMulNBits, accuracy level).
     bias: [out] float32, the layer's bias from now on, or None (as it was).
     """
 
-    weight: Quantised | Array | None = None
+    weight: Quantised | Coded | Array | None = None
     compute: str = "float32"
     inputs: tuple[Grid | None, ...] = ()
     output: Grid | None = None
@@ -146,7 +149,10 @@ class Technique:
         return self.view is LayerView and self.needs == "calibration"
 
     def checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Defaults filled in. Raises Refused on an unknown option or a value outside its range."""
+        """Defaults filled in. Raises Refused on an unknown option or a value outside its range. ``group`` is another word for ``block``:
+        the papers on language models call so what ONNX calls a block.
+        """
+        options = {"block" if name == "group" else name: value for name, value in options.items()}
         known = {option.name: option for option in self.options}
         for name in options:
             if name not in known:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from whet.compress.grid import Array, Floats, Grid, Quantised
 from whet.compress.statistics import Statistics
-from whet.compress.technique import LayerView
+from whet.compress.technique import Change, LayerView
 from whet.core.document import FrozenMap
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ class Link:
 @dataclass(frozen=True, eq=False)
 class Chain:
     """Layers of which each one's output channels are the next one's input channels, with nothing between them but what lets a
-    positive factor of a channel through (Relu, pooling, padding with 0). ``rectified[i]``: whether a Relu follows link i.
+    positive factor of a channel through (Relu, pooling, padding with 0). ``rectified[i]``: whether a Relu follows link i and no padding
+    lies between it and link i + 1, so that a constant may move from one bias into the other.
     """
 
     links: tuple[Link, ...]
@@ -90,6 +91,32 @@ class SharedInput:
     name: str
     layers: tuple[LayerView, ...]
     peaks: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class SharedGram:
+    """Layers with weights that all read one tensor, and the second moments of that tensor.
+
+    gram: [in, in] float32, the mean of x x^T over ``rows`` vectors x, as the layers before give them once they are rounded.
+    magnitudes: [in] the mean |x| of each channel. movable: whether what makes the tensor can take a factor for each channel.
+    """
+
+    name: str
+    layers: tuple[LayerView, ...]
+    gram: Floats
+    rows: int
+    magnitudes: Floats
+    movable: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Scaled:
+    """What came of such layers. factors: [in] the tensor is divided by them, and the weights were multiplied by them before they were
+    rounded; None for none. changes: the rounded weights by layer.
+    """
+
+    factors: Floats | None
+    changes: Mapping[str, Change]
 
 
 @dataclass(frozen=True, eq=False)

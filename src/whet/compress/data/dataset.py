@@ -101,6 +101,10 @@ class Dataset:
         taken._indices, taken._known_hashes = self._indices[chosen], self._known_hashes
         return taken
 
+    def first(self, count: int) -> Dataset:
+        """The first ``count`` samples, or all where there are fewer."""
+        return self.take(range(min(count, len(self))))
+
     @cached_property
     def sample_hashes(self) -> tuple[str, ...]:
         """sha256 (hex) of each sample's inputs, without labels and constants. Reads every sample that was not hashed before."""

@@ -42,7 +42,7 @@ def blamed(found: Differences, seen: InPlace, measured: Mapping[str, Sensitivity
 
 def with_drops(layers: Sequence[LayerBlame], found: Differences, shop: Shop, most: int) -> tuple[LayerBlame, ...]:
     """The metric's drop when everything is rounded but the layer, for the worst ones."""
-    samples = shop.data.take(range(min(DROPPED_ON, len(shop.data))))
+    samples = shop.data.first(DROPPED_ON)
     few = replace(shop, data=samples, outputs={name: values[: len(samples)] for name, values in shop.outputs.items()})
     drops: dict[str, float | None] = {}
     with simulation(found, samples, threads=shop.threads) as simulated:

@@ -27,7 +27,7 @@ class Table:
 
     def harmed(self, calibration: Dataset, samples: int = SAMPLES) -> Table:
         """The same with the harms, which are dear, found on some of the samples."""
-        some = calibration.take(range(min(samples, len(calibration))))
+        some = calibration.first(samples)
         return replace(self, problem=with_harms(self.problem, harms(self.ready, self.problem, self.target, some)))
 
 

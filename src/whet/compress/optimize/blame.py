@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from whet.compress.data.dataset import Dataset
-from whet.compress.evaluate.output_error import relative_error as relative_error
+from whet.compress.evaluate.output_error import relative_error
 from whet.compress.graph import GraphModel
 from whet.compress.runtime import outputs_of
 from whet.compress.technique import technique
@@ -30,7 +30,7 @@ def damage(model: GraphModel, step: Step, target: Target, calibration: Dataset, 
     folded = model.folded()
     whole = folded.copied().integer_sites([node.name for node in folded.nodes if step.selects(node)], target)
     weighted = [name for name, site in whole.items() if site.node.op_type in ("Conv", "Gemm", "MatMul")]
-    some = calibration.take(range(min(samples, len(calibration))))
+    some = calibration.first(samples)
     reference = outputs_of(folded, some)
     return {name: relative_error(reference, outputs_of(walk(folded, Work(used, {name: options}, target, some)), some))
             for name in track(weighted, "finding the layers that do harm", len(weighted))}

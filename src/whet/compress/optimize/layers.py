@@ -48,7 +48,7 @@ def output_sqnr(folded: GraphModel, made: GraphModel, data: Dataset, layers: Col
     theirs = {value.name for node in made.ir.graph for value in node.outputs}
     names = {node.name or "": node.outputs[0].name or "" for node in folded.ir.graph
              if node.name in layers and node.outputs[0].name in theirs}
-    some = data.take(range(min(max(SAMPLES, folded.fixed_batch or 0), len(data))))
+    some = data.first(max(SAMPLES, folded.fixed_batch or 0))
     signal, noise = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0)
     tensors = sorted(set(names.values()))
     if not tensors:

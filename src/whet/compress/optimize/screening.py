@@ -22,7 +22,7 @@ class Screen:
 
     def __init__(self, original: GraphModel, target: Target, calibration: Dataset) -> None:
         self.original, self.target, self.calibration = original, target, calibration
-        self.some = calibration.take(range(min(SAMPLES, len(calibration))))
+        self.some = calibration.first(SAMPLES)
         self._seen: dict[str, float] = {}
 
     @cached_property

@@ -30,7 +30,6 @@ def bias_correct(view: ErrorView, target: Target, *,
 
     b'_c = b_c - share * mean(y'_c - y_c), over samples and positions; y' as the quantised model computes it, y in float.
     """
-    assert view.layer.weight is not None
     bias = np.zeros(view.error.shape, np.float32) if view.layer.bias is None else view.layer.bias
     return Change(bias=(bias - share * view.error).astype(np.float32))
 

@@ -44,6 +44,13 @@ class Work:
                           do="give some with --calibration; 100 to 300 samples are usual")
         return self.data
 
+    @property
+    def samples(self) -> Dataset:
+        """As many of the calibration samples as the option ``samples`` says. Raises Refused where there are none."""
+        if len(self.calibration) == 0:
+            raise Refused("calibrate", found="an empty data set", do="give at least one sample; 100 to 300 are usual")
+        return self.calibration.first(int(self.options["samples"]))
+
 
 Walk = Callable[[GraphModel, Work], GraphModel]
 

@@ -43,7 +43,7 @@ def walk(model: GraphModel, work: Work) -> GraphModel:
     views = {name: next(iter(view.items())) for name, view in model.views(list(found)).items()}
     if not views:
         raise Unsupported(f"apply {work.technique.name} to {', '.join(list(work.layers)[:5])}", found="none of them computes in integers")
-    data = work.calibration.take(range(min(int(work.options["samples"]), len(work.calibration))))
+    data = work.samples
     reading = {value.name or "" for site in found.values() for value in site.tensors}
     statistics = collect(model, [name for name in observed(found) if name in reading], work.calibration, histogram=True)
     reflected = mirror(model)

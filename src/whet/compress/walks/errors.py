@@ -27,7 +27,7 @@ def walk(model: GraphModel, work: Work) -> GraphModel:
         raise Refused(f"apply {work.technique.name}", found="no step before it quantised anything",
                       do="put it behind static, gptq or another step that rounds")
     nodes = {node.name: node for node in model.ir.graph}
-    data = work.calibration.take(range(min(int(work.options["samples"]), len(work.calibration))))
+    data = work.samples
     names = [name for name in work.layers if name in nodes]
     biases: dict[str, Floats] = {}
     for stop in track(stops(model, names, data, reference=model.reference), work.technique.name, len(names)):
@@ -35,7 +35,7 @@ def walk(model: GraphModel, work: Work) -> GraphModel:
         node, slot = nodes[name], first_slot(nodes[name])
         error = _mean_error(stop, axis=-1 if node.op_type == "Gemm" else 1)
         old = float_bias(node, slot)
-        view = ErrorView(LayerView(name, node.op_type, np.empty((len(error), 0), np.float32), old), error)
+        view = ErrorView(LayerView(name, node.op_type, None, old), error)
         change = work.technique.apply(view, work.target, **work.layers[name])
         if change.bias is None or slot.bias is None:
             continue

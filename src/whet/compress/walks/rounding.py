@@ -8,14 +8,12 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from whet.compress.data import Dataset
 from whet.compress.graph import GraphModel
 from whet.compress.grid import Quantised
 from whet.compress.technique import Change, LayerView
 from whet.compress.walks import Work
 from whet.compress.walks.stream import Stop, stops
 from whet.compress.weights import Slot, array, as_stored, slots
-from whet.core.errors import Refused
 from whet.core.progress import track
 
 Rounding = Callable[[Stop, ir.Node, Slot, LayerView], Change]
@@ -33,7 +31,7 @@ def rounded_in_turn(model: GraphModel, work: Work, change: Rounding, *, exact: b
     done: dict[tuple[str, int], Change] = {}
     changes: dict[str, dict[Slot, Change]] = {}
     names = _sharing(views, nodes)
-    for stop in track(stops(model, names, _samples(work), reference=model.reference, exact=exact), work.technique.name, len(names)):
+    for stop in track(stops(model, names, work.samples, reference=model.reference, exact=exact), work.technique.name, len(names)):
         node = nodes[stop.step.name]
         for slot in slots(node):
             name = weight_of(node, slot)
@@ -52,12 +50,6 @@ def weight_of(node: ir.Node, slot: Slot) -> str:
     value = node.inputs[slot.index]
     assert value is not None
     return value.name or ""
-
-
-def _samples(work: Work) -> Dataset:
-    if len(work.calibration) == 0:
-        raise Refused("calibrate", found="an empty data set", do="give at least one sample; 100 to 300 are usual")
-    return work.calibration.take(range(min(int(work.options["samples"]), len(work.calibration))))
 
 
 def _sharing(views: Iterable[str], nodes: Mapping[str, ir.Node]) -> list[str]:

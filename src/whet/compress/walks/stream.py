@@ -33,10 +33,6 @@ class Stream:
     shifts: dict[str, Tensor] = field(default_factory=dict)
     position: int = 0
 
-    def tensor(self, name: str) -> Tensor:
-        """[n, ...] a living tensor, of all samples."""
-        return torch.cat([batch[name] for batch in self.values])
-
     def outputs(self, step: Step) -> Iterator[Tensor]:
         """What the operator gives, batch by batch, without going on."""
         with torch.no_grad():

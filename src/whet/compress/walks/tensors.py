@@ -40,7 +40,7 @@ def walk(model: GraphModel, work: Work) -> GraphModel:
     readers = _readers(found)
     reflected = mirror(model)
     steps = {step.name: step for step in reflected.steps}
-    some = work.calibration.take(range(min(int(work.options["samples"]), len(work.calibration))))
+    some = work.samples
     ranges: dict[str, Range] = {}
     with task(work.technique.name, len(names)) as progress:
         for together in batched(names, AT_ONCE):

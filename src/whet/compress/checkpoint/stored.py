@@ -1,0 +1,156 @@
+"""How the rounded weight of a layer lies in a checkpoint: tensors of integers, their scales, and the words in config.json that say so.
+
+Integers lie as in the "pack-quantized" format of the compressed-tensors package (its file
+compressors/quantized_compressors/pack_quantized.py), which transformers and vLLM read: 32 // bits codes in each int32, the first one in the
+lowest bits, codes counted from 0. Numbers on a code book (NF4, FP4) lie as bitsandbytes stores its Params4bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from whet.compress.checkpoint import bitsandbytes_layout
+from whet.compress.checkpoint.tensor_writer import Shape
+from whet.compress.codebook import Coded
+from whet.compress.grid import Array, Grid, Quantised, block_count
+
+Read = Callable[[str], Tensor]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a weight [out, in] is stored.
+
+    kind: "int", "nf4" or "fp4". group: numbers of a row that share a scale, 0 for the whole row. symmetric: no zero points are stored.
+    double: whether the scales of a code book are rounded too (QLoRA's double quantisation).
+    """
+
+    kind: str
+    bits: int
+    group: int = 0
+    symmetric: bool = True
+    double: bool = False
+
+
+def layout_of(weight: Quantised | Coded) -> Layout:
+    """How a rounded weight will be stored."""
+    if isinstance(weight, Coded):
+        return Layout(weight.book, 4, weight.block, double=weight.double)
+    return Layout("int", weight.grid.bits, weight.grid.block, weight.grid.signed)
+
+
+def shapes(layer: str, size: tuple[int, int], layout: Layout) -> list[Shape]:
+    """The tensors that a weight of ``size`` [out, in] becomes, in the order in which they are stored."""
+    if layout.kind != "int":
+        return bitsandbytes_layout.shapes(layer, size, kind=layout.kind, block=layout.group, double=layout.double)
+    rows, columns = size
+    groups, a_word = block_count(columns, layout.group) if layout.group else 1, 32 // layout.bits
+    found = [Shape(f"{layer}.weight_packed", "I32", (rows, -(-columns // a_word))), Shape(f"{layer}.weight_scale", "F16", (rows, groups))]
+    if not layout.symmetric:
+        found.append(Shape(f"{layer}.weight_zero_point", "I32", (-(-rows // a_word), groups)))
+    return [*found, Shape(f"{layer}.weight_shape", "I64", (2,))]
+
+
+def tensors(layer: str, weight: Quantised | Coded) -> dict[str, Tensor]:
+    """The same with the numbers in them."""
+    if isinstance(weight, Coded):
+        return bitsandbytes_layout.tensors(layer, weight)
+    grid, (rows, columns) = weight.grid, weight.codes.shape
+    scale, zero = grid.scale.reshape(rows, -1), grid.zero_point.reshape(rows, -1)
+    found = {f"{layer}.weight_packed": torch.from_numpy(packed(weight.codes.view(np.uint8) + np.uint8(-grid.lowest), grid.bits)),
+             f"{layer}.weight_scale": torch.from_numpy(scale.astype(np.float16))}
+    if not grid.signed:
+        words = packed(np.ascontiguousarray((zero - grid.lowest).astype(np.uint8).T), grid.bits).T
+        found[f"{layer}.weight_zero_point"] = torch.from_numpy(words.copy(order="C"))
+    return {**found, f"{layer}.weight_shape": torch.tensor([rows, columns])}
+
+
+def unpacked(layer: str, layout: Layout, read: Read) -> Quantised | Coded:
+    """The rounded weight from the tensors that ``read`` gives by name."""
+    if layout.kind != "int":
+        return bitsandbytes_layout.unpacked(layer, layout.kind, read)
+    rows, columns = (int(size) for size in read(f"{layer}.weight_shape"))
+    scale = read(f"{layer}.weight_scale").float().numpy()
+    codes = codes_in(read(f"{layer}.weight_packed").numpy(), layout.bits, columns)
+    lowest = -(1 << (layout.bits - 1)) if layout.symmetric else 0
+    if layout.symmetric:
+        zero = np.zeros(scale.shape, np.int32)
+    else:
+        words = read(f"{layer}.weight_zero_point").numpy()
+        zero = codes_in(np.ascontiguousarray(words.T), layout.bits, rows).T.astype(np.int32)
+    signed = codes.view(np.int8) + np.int8(lowest) if layout.symmetric else codes
+    blocked = layout.group > 0
+    grid = Grid(layout.bits, layout.symmetric, scale if blocked else scale.ravel(), zero if blocked else zero.ravel(),
+                1 if blocked else 0, layout.group)
+    return Quantised(signed, grid)
+
+
+def packed(codes: Array, bits: int) -> Array:
+    """[rows, n] uint8 below 2**bits as int32 [rows, n / (32 // bits), rounded up], the first code in the lowest bits."""
+    a_word = 32 // bits
+    rows, count = codes.shape
+    if count % a_word:
+        codes = np.pad(codes, ((0, 0), (0, -count % a_word)))
+    if bits in (4, 8):  # whole codes in each byte: half the work of the general way
+        by_byte = codes[:, 0::2] | (codes[:, 1::2] << np.uint8(4)) if bits == 4 else codes
+        return np.ascontiguousarray(by_byte).view("<i4")
+    words = np.zeros((rows, codes.shape[1] // a_word), np.uint32)
+    for index in range(a_word):
+        words |= codes[:, index::a_word].astype(np.uint32) << np.uint32(index * bits)
+    return words.view(np.int32)
+
+
+def codes_in(words: Array, bits: int, count: int) -> Array:
+    """[rows, count] uint8, the codes that were packed into int32 [rows, words]."""
+    a_word = 32 // bits
+    unsigned = words.view(np.uint32)
+    found = np.empty((words.shape[0], words.shape[1] * a_word), np.uint8)
+    for index in range(a_word):
+        found[:, index::a_word] = (unsigned >> np.uint32(index * bits)) & np.uint32((1 << bits) - 1)
+    return np.ascontiguousarray(found[:, :count])
+
+
+def described(layouts: Mapping[str, Layout], others: tuple[str, ...]) -> dict[str, object]:
+    """The ``quantization_config`` of config.json for these layers; others: linear layers that stay as they were."""
+    kinds = {layout.kind for layout in layouts.values()}
+    if kinds and kinds <= {"nf4", "fp4"}:
+        one = next(iter(layouts.values()))
+        return {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": one.kind,
+                "bnb_4bit_use_double_quant": one.double,
+                "bnb_4bit_compute_dtype": "float32", "bnb_4bit_quant_storage": "uint8", "llm_int8_skip_modules": list(others),
+                "whet_layers": {name: _words(layout) for name, layout in layouts.items()}}
+    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
+            "config_groups": _groups(layouts), "ignore": list(others)}
+
+
+def layouts_in(config: Mapping[str, object]) -> dict[str, Layout]:
+    """The layers that a ``quantization_config`` of Whet's names, and how they lie."""
+    if config.get("quant_method") == "bitsandbytes":
+        named = config.get("whet_layers", {})
+        return {name: Layout(**words) for name, words in named.items()}  # type: ignore[attr-defined]
+    found: dict[str, Layout] = {}
+    for group in config["config_groups"].values():  # type: ignore[attr-defined]
+        weights = group["weights"]
+        layout = Layout("int", weights["num_bits"], weights.get("group_size") or 0, weights["symmetric"])
+        found |= dict.fromkeys(group["targets"], layout)
+    return found
+
+
+def _words(layout: Layout) -> dict[str, object]:
+    return {"kind": layout.kind, "bits": layout.bits, "group": layout.group, "symmetric": layout.symmetric, "double": layout.double}
+
+
+def _groups(layouts: Mapping[str, Layout]) -> dict[str, object]:
+    """One group for each layout, with the layers that have it by name."""
+    together: dict[Layout, list[str]] = {}
+    for name, layout in layouts.items():
+        together.setdefault(layout, []).append(name)
+    return {f"group_{index}": {"targets": names, "input_activations": None, "output_activations": None, "weights": {
+        "num_bits": layout.bits, "type": "int", "symmetric": layout.symmetric, "strategy": "group" if layout.group else "channel",
+        "group_size": layout.group or None, "dynamic": False, "actorder": None, "observer": "minmax"}}
+        for index, (layout, names) in enumerate(together.items())}

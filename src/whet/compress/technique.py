@@ -161,6 +161,15 @@ class Technique:
         return {name: _checked_value(self.name, option, options.get(name, option.default)) for name, option in known.items()}
 
 
+# What the layers of language models are called: matrices of the blocks, tables of tokens, and the matrix before the answers.
+LANGUAGE_OPS = frozenset({"Linear", "Embedding", "Head"})
+
+
+def rounded_matrix(bits: int, block: int, symmetric: bool) -> Foresight:
+    """What becomes of such a layer where its weights are rounded: codes are packed whatever their bits, and scales are float16."""
+    return Foresight(True, f"{'' if symmetric else 'u'}int{bits}", "float32", bits, block, "packed codes")
+
+
 @cache
 def technique(name: str) -> Technique:
     """The technique of that name. Raises Refused (naming all) where there is none."""

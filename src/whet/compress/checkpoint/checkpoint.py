@@ -109,8 +109,7 @@ class Checkpoint:
     def size(self, layer: str) -> tuple[int, int]:
         """[out, in] of a linear layer or table, without reading it."""
         if layer in self.layouts:
-            rows, columns = (int(size) for size in self.tensor(f"{layer}.weight_shape"))
-            return rows, columns
+            return stored.size_of(layer, self.layouts[layer], self.tensor)
         shape = self.entries[f"{layer}.weight"][1].shape
         return (shape[1], shape[0]) if self.is_transposed(layer) else (shape[0], shape[1])
 

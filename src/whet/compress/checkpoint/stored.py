@@ -18,6 +18,7 @@ from whet.compress.checkpoint import bitsandbytes_layout
 from whet.compress.checkpoint.tensor_writer import Shape
 from whet.compress.codebook import Coded
 from whet.compress.grid import Array, Grid, Quantised, block_count
+from whet.core.errors import Unsupported
 
 Read = Callable[[str], Tensor]
 
@@ -90,6 +91,14 @@ def unpacked(layer: str, layout: Layout, read: Read) -> Quantised | Coded:
     return Quantised(signed, grid)
 
 
+def size_of(layer: str, layout: Layout, read: Read) -> tuple[int, int]:
+    """[out, in] of a rounded weight, from what is stored beside it."""
+    if layout.kind != "int":
+        return bitsandbytes_layout.size_of(layer, layout.kind, read)
+    rows, columns = (int(size) for size in read(f"{layer}.weight_shape"))
+    return rows, columns
+
+
 def packed(codes: Array, bits: int) -> Array:
     """[rows, n] uint8 below 2**bits as int32 [rows, n / (32 // bits), rounded up], the first code in the lowest bits."""
     a_word = 32 // bits
@@ -116,13 +125,18 @@ def codes_in(words: Array, bits: int, count: int) -> Array:
 
 
 def described(layouts: Mapping[str, Layout], others: tuple[str, ...]) -> dict[str, object]:
-    """The ``quantization_config`` of config.json for these layers; others: linear layers that stay as they were."""
+    """The ``quantization_config`` of config.json for these layers; others: linear layers that stay as they were. Raises Unsupported where
+    some are integers and some on a code book: no one format of transformers holds both.
+    """
     kinds = {layout.kind for layout in layouts.values()}
+    if "int" in kinds and len(kinds) > 1:
+        raise Unsupported("store the checkpoint", found=f"layers of integers and layers of {min(kinds - {'int'})}",
+                          do="apply nf4 and fp4 to all layers, or to none")
     if kinds and kinds <= {"nf4", "fp4"}:
         one = next(iter(layouts.values()))
         return {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": one.kind,
-                "bnb_4bit_use_double_quant": one.double,
-                "bnb_4bit_compute_dtype": "float32", "bnb_4bit_quant_storage": "uint8", "llm_int8_skip_modules": list(others),
+                "bnb_4bit_use_double_quant": one.double, "bnb_4bit_compute_dtype": "float32",
+                "bnb_4bit_quant_storage": "uint8", "llm_int8_skip_modules": list(others),
                 "whet_layers": {name: _words(layout) for name, layout in layouts.items()}}
     return {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
             "config_groups": _groups(layouts), "ignore": list(others)}

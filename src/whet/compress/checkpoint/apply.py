@@ -1,0 +1,245 @@
+"""Doing a recipe to a checkpoint: layer by layer where nothing is known of what they read, block by block where that is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import whet
+from whet.compress.artifacts import tool_versions
+from whet.compress.checkpoint import stored
+from whet.compress.checkpoint.block import SCALES, BlockAtWork
+from whet.compress.checkpoint.checkpoint import CONFIG_NAME, Checkpoint, open_checkpoint
+from whet.compress.checkpoint.destination import Destination, filling
+from whet.compress.checkpoint.hidden import Hidden
+from whet.compress.checkpoint.resolve import Resolved, resolve, stored_as, tensors_of, windows_wanted
+from whet.compress.checkpoint.shows import SHOWS, Flow
+from whet.compress.checkpoint.skeleton import Skeleton
+from whet.compress.checkpoint.stored import Layout
+from whet.compress.checkpoint.text import Windows, windows_of
+from whet.compress.codebook import Coded
+from whet.compress.grid import Array, Quantised
+from whet.compress.technique import LayerView
+from whet.compress.views import Block
+from whet.core.artifact import MANIFEST_NAME, Artifact, ModelFile, TensorSpec
+from whet.core.document import FrozenMap, canonical_json
+from whet.core.errors import Refused
+from whet.core.progress import task
+from whet.core.recipe import Recipe
+from whet.core.target import Target
+from whet.device.files import write_file
+
+# What belongs to a checkpoint beside its weights.
+SMALL_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
+               "chat_template*", "spiece.model", "LICENSE*")
+
+
+def apply_to_checkpoint(checkpoint: Checkpoint, recipe: Recipe, target: Target, *, out: Path, calibration: Any = None) -> Checkpoint:
+    """The checkpoint after all steps of the recipe, in the folder ``out``, which is written whole or not at all.
+
+    calibration: text as ``windows_of`` takes it, where a technique needs some. A run that is stopped goes on where it was when it is
+    asked for again. Raises Refused where calibration is missing or another run writes there, and as ``resolve``.
+    """
+    steps = resolve(checkpoint, recipe, target)
+    needy = [each.used.name for each in steps if each.used.needs != "nothing"]
+    if needy and calibration is None:
+        raise Refused(f"apply {needy[0]} without calibration data", do="give text with --calibration; 128 windows of 2048 tokens are usual")
+    windows = windows_of(checkpoint, calibration, most=windows_wanted(recipe)) if needy else None
+    layouts = stored_as(checkpoint, steps)
+    key = _key(checkpoint, recipe, target, windows)
+    _free(out)
+    with filling(out, key) as folder:
+        destination = Destination(folder, key, tensors_of(checkpoint, layouts))
+        try:
+            _outside_blocks(checkpoint, steps, layouts, target, destination)
+            if windows is None:
+                _layer_by_layer(checkpoint, steps, layouts, target, destination)
+            else:
+                _block_by_block(checkpoint, steps, target, windows, destination)
+        finally:
+            destination.close()
+        _complete(checkpoint, folder, layouts, recipe, target)
+    return open_checkpoint(out)
+
+
+def _layer_by_layer(checkpoint: Checkpoint, steps: Sequence[Resolved], layouts: Mapping[str, Layout | str], target: Target,
+                    destination: Destination) -> None:
+    """Each layer on its own; nothing of the model runs."""
+    with task("rounding", checkpoint.block_count) as progress:
+        for index in range(checkpoint.block_count):
+            name = checkpoint.block_name(index)
+            if index >= destination.done:
+                if index + 1 < checkpoint.block_count:
+                    checkpoint.expect(checkpoint.block_name(index + 1))
+                _module(checkpoint, name, steps, layouts, target, destination)
+                destination.finished(index + 1)
+                checkpoint.forget(name)
+            progress.advance(note=name)
+
+
+def _outside_blocks(checkpoint: Checkpoint, steps: Sequence[Resolved], layouts: Mapping[str, Layout | str], target: Target,
+                    destination: Destination) -> None:
+    """Tables, norms and head, of which nothing is known but their numbers."""
+    blocks = f"{checkpoint.family.blocks}."
+    modules = dict.fromkeys(name.rpartition(".")[0] for name in checkpoint.entries if not name.startswith(blocks))
+    layers = {layer for layer in layouts if not layer.startswith(blocks)}
+    for module in dict.fromkeys(next((layer for layer in layers if f"{name}.".startswith(f"{layer}.")), name) for name in modules):
+        _module(checkpoint, module, steps, layouts, target, destination)
+
+
+def _module(checkpoint: Checkpoint, module: str, steps: Sequence[Resolved], layouts: Mapping[str, Layout | str], target: Target,
+            destination: Destination) -> None:
+    """The tensors of a module as the steps leave them."""
+    names = checkpoint.names_under(module)
+    owners = {layer: _owned(checkpoint, layer) for layer in layouts if layer == module or layer.startswith(f"{module}.")}
+    for layer in owners:
+        destination.put(_stored(checkpoint, layer, _rounded(checkpoint, layer, steps, target)))
+    taken = {name for own in owners.values() for name in own}
+    destination.put({name: checkpoint.tensor(name) for name in names if name not in taken})
+
+
+def _owned(checkpoint: Checkpoint, layer: str) -> set[str]:
+    """The tensors that the weight of a layer is stored in now."""
+    if layer not in checkpoint.layouts:
+        return {f"{layer}.weight"}
+    return {shape.name for shape in stored.shapes(layer, checkpoint.size(layer), checkpoint.layouts[layer])}
+
+
+def _rounded(checkpoint: Checkpoint, layer: str, steps: Sequence[Resolved], target: Target) -> Quantised | Coded | Array:
+    """What the last step that rounds the layer makes of it."""
+    used, options = [(each.used, each.options[layer]) for each in steps if layer in each.options][-1]
+    view = LayerView(layer, "Linear", checkpoint.weight(layer).numpy(), scales=SCALES)
+    weight = used.apply(view, target, **options).weight
+    assert weight is not None
+    return weight
+
+
+def _stored(checkpoint: Checkpoint, layer: str, made: Quantised | Coded | Array) -> dict[str, Tensor]:
+    if isinstance(made, Quantised | Coded):
+        return stored.tensors(layer, made)
+    plain = torch.from_numpy(made)
+    return {f"{layer}.weight": plain.t().contiguous() if checkpoint.is_transposed(layer) else plain}
+
+
+def _block_by_block(checkpoint: Checkpoint, steps: Sequence[Resolved], target: Target, windows: Windows,
+                    destination: Destination) -> None:
+    """Each block with what the blocks before it, as they are now, make of the calibration text."""
+    skeleton = Skeleton(checkpoint)
+    shape = (len(windows), windows.length, checkpoint.size(checkpoint.family.embedding)[1])
+    flows = [Hidden(destination.folder / f"hidden-{parity}", shape) for parity in (0, 1)]
+    exact = [Hidden(destination.folder / f"exact-{parity}", shape) for parity in (0, 1)] if _looks_back(steps) else []
+    if destination.done == 0:
+        for file in (*flows[:1], *exact[:1]):
+            for begin, end in file.parts:
+                file.write(begin, skeleton.embed(windows.tokens[begin:end]))
+    with task("rounding", checkpoint.block_count) as progress:
+        progress.advance(destination.done)
+        for index in range(destination.done, checkpoint.block_count):
+            now, then = flows[index % 2], flows[(index + 1) % 2]
+            skeleton.block(index)
+            block = BlockAtWork(skeleton, index, more=len(steps) > 1)
+            flow = Flow(now)
+            if exact:
+                flow = Flow(now, exact[index % 2], exact[(index + 1) % 2])
+                _through(block, exact[index % 2], exact[(index + 1) % 2])
+            for each in steps:
+                own = {name: options for name, options in each.options.items() if name.startswith(f"{block.name}.")}
+                SHOWS[each.used.view.__name__](block, each.used, own, target, flow)
+            destination.put(_of_block(block))
+            _through(block, now, then)
+            destination.finished(index + 1)
+            destination.settle()  # the next block writes over what this one has read
+            skeleton.empty(index)
+            progress.advance(note=block.name)
+    for file in (*flows, *exact):
+        file.close()
+        file.path.unlink()
+
+
+def _through(block: BlockAtWork, before: Hidden, after: Hidden) -> None:
+    """What the block makes of everything, on the disk."""
+    for begin, end in before.parts:
+        after.write(begin, block.run(before.read(begin, end)))
+    after.flush()
+
+
+def _looks_back(steps: Sequence[Resolved]) -> bool:
+    """Whether a technique compares with what the model gave in float."""
+    return any(each.used.view is Block for each in steps)
+
+
+def _of_block(block: BlockAtWork) -> dict[str, Tensor]:
+    """The tensors of a block as they are to be stored."""
+    checkpoint = block.skeleton.checkpoint
+    taken = {name for layer in block.rounded for name in _owned(checkpoint, layer)}
+    made = {name: block.plain.get(name, checkpoint.tensor(name)) for name in checkpoint.names_under(block.name) if name not in taken}
+    for layer, weight in block.rounded.items():
+        made |= _stored(checkpoint, layer, weight)
+    return made
+
+
+def _key(checkpoint: Checkpoint, recipe: Recipe, target: Target, windows: Windows | None) -> str:
+    """The hash of all that goes in. Files are known by size and time: hashing 13 GB would take longer than rounding them."""
+    files = [[file.path.name, file.path.stat().st_size, file.path.stat().st_mtime_ns] for file in checkpoint.files]
+    tokens = hashlib.sha256(windows.tokens.numpy().tobytes()).hexdigest() if windows else ""
+    return hashlib.sha256(canonical_json([whet.__version__, dict(checkpoint.config), files, recipe.to_plain(), target.name,
+                                          tokens])).hexdigest()
+
+
+def _free(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
+        raise Refused(f"write a checkpoint to {out}", found="a folder with other files in it, which would be lost",
+                      do="choose another output folder")
+
+
+def _complete(checkpoint: Checkpoint, folder: Path, layouts: Mapping[str, Layout | str], recipe: Recipe, target: Target) -> None:
+    """Everything beside the weights: config.json, the tokenizer, the manifest."""
+    for pattern in SMALL_FILES:
+        for path in checkpoint.folder.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+    kept = {name: layout for name, layout in checkpoint.layouts.items() if name not in layouts}
+    rounded = kept | {name: layout for name, layout in layouts.items() if isinstance(layout, Layout)}
+    config = {name: value for name, value in checkpoint.config.items() if name != "quantization_config"}
+    if rounded:
+        config["quantization_config"] = stored.described(rounded, _plain_layers(checkpoint, rounded))
+    write_file(folder / CONFIG_NAME, json.dumps(config, indent=1))
+    write_file(folder / MANIFEST_NAME, manifest(folder, checkpoint, recipe, target).to_json())
+
+
+def _plain_layers(checkpoint: Checkpoint, rounded: Mapping[str, Layout]) -> tuple[str, ...]:
+    """The linear layers that stay as they were."""
+    linear = [name for index in range(checkpoint.block_count) for name in checkpoint.block_layers(index)]
+    return tuple(name for name in (*linear, *([checkpoint.family.head] if checkpoint.family.head else ())) if name not in rounded)
+
+
+def manifest(folder: Path, parent: Checkpoint, recipe: Recipe, target: Target) -> Artifact:
+    """What describes the folder. The parent is known by its own manifest, or by its config where it has none."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in (MANIFEST_NAME, "journal.json", "lock"))
+    with ThreadPoolExecutor(2) as pool:
+        files = tuple(pool.map(lambda path: _described(path), paths))
+    ids = TensorSpec("input_ids", "int64", ("batch", "length"))
+    logits = TensorSpec("logits", "float32", ("batch", "length", int(parent.config.get("vocab_size", 0))))
+    return Artifact("checkpoint", (ids,), (logits,), files, parent=_parent_id(parent), recipe=recipe, target=target.name,
+                    tools=FrozenMap(tool_versions()))
+
+
+def _described(path: Path) -> ModelFile:
+    with path.open("rb") as file:
+        return ModelFile(path.name, hashlib.file_digest(file, "sha256").hexdigest(), os.path.getsize(path))
+
+
+def _parent_id(parent: Checkpoint) -> str:
+    path = parent.folder / MANIFEST_NAME
+    if path.is_file():
+        return Artifact.from_json(path.read_bytes()).artifact_id
+    return hashlib.sha256(canonical_json(dict(parent.config))).hexdigest()

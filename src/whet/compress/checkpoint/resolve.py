@@ -1,0 +1,109 @@
+"""A recipe resolved against a checkpoint: which layer gets which options, and how each will be stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from whet.compress.checkpoint.checkpoint import Checkpoint
+from whet.compress.checkpoint.layers import LINEAR, weighted
+from whet.compress.checkpoint.shows import SHOWS
+from whet.compress.checkpoint.stored import Layout, shapes
+from whet.compress.checkpoint.tensor_files import NAMES
+from whet.compress.checkpoint.tensor_writer import Shape
+from whet.compress.technique import Foresight, Technique, technique
+from whet.core.errors import Refused, Unsupported
+from whet.core.inventory import Layer
+from whet.core.recipe import Recipe, Step, matched
+from whet.core.target import Target
+
+WINDOWS = 128  # of calibration text, where the recipe does not say: what the papers take
+
+
+@dataclass(frozen=True, eq=False)
+class Resolved:
+    """A step with the layers that it changes. options: by name of layer. foresights: for all layers that it names."""
+
+    step: Step
+    used: Technique
+    options: Mapping[str, Mapping[str, Any]]
+    foresights: Mapping[str, Foresight]
+
+
+def resolve(checkpoint: Checkpoint, recipe: Recipe, target: Target) -> list[Resolved]:
+    """The steps in order. A step that names no layers means the linear layers of the blocks; tables and head must be named.
+
+    Raises Refused where a step matches nothing or an option is unknown, Unsupported where a technique can do nothing to what it names.
+    """
+    layers = {layer.name: layer for layer in weighted(checkpoint)}
+    return [_resolved(step if step.layers != ("*",) else replace(step, layers=(f"op:{LINEAR}",)), layers, target) for step in recipe.steps]
+
+
+def _resolved(step: Step, layers: Mapping[str, Layer], target: Target) -> Resolved:
+    used = technique(step.technique)
+    options = used.checked(step.options)
+    names = matched(step, layers.values())
+    if used.view.__name__ not in SHOWS:
+        raise Unsupported(f"apply {used.name} to a language model", found="it works on graphs", do="export the model to ONNX and give that")
+    foresights = {name: used.foresee(layers[name], target, **options) for name in names}
+    ready = {name: options for name, found in foresights.items() if found.applies}
+    if not ready:
+        reasons = "; ".join(sorted({found.note for found in foresights.values()})[:3])
+        raise Unsupported(f"apply {used.name} to {', '.join(names[:3])}", found=reasons or "it does not apply",
+                          do="choose other layers or another technique")
+    return Resolved(step, used, ready, foresights)
+
+
+def stored_as(checkpoint: Checkpoint, steps: list[Resolved]) -> dict[str, Layout | str]:
+    """By name of layer, how it will be stored: a layout, or the dtype of plain numbers. Those that stay as they are are left out."""
+    found: dict[str, Layout | str] = {}
+    for each in steps:
+        for name, options in each.options.items():
+            foresight = each.foresights[name]
+            if not foresight.adjusts:
+                found[name] = _layout(foresight, options)
+    kinds = {layout.kind for layout in {**checkpoint.layouts, **found}.values() if isinstance(layout, Layout)}
+    if "int" in kinds and len(kinds) > 1:
+        raise Refused(f"store a checkpoint with {' and '.join(sorted(kinds))}", found="no format that holds both",
+                      do="use integers, or a code book, for all layers")
+    return found
+
+
+def _layout(foresight: Foresight, options: Mapping[str, Any]) -> Layout | str:
+    kind = foresight.weights
+    if kind in ("float16", "bfloat16", "float32"):
+        return kind
+    if kind in ("nf4", "fp4"):
+        return Layout(kind, 4, foresight.block, double=bool(options.get("double", False)))
+    return Layout("int", foresight.bits, foresight.block, not kind.startswith("u"))
+
+
+def tensors_of(checkpoint: Checkpoint, found: Mapping[str, Layout | str]) -> list[Shape]:
+    """Every tensor of the checkpoint to be written, in the order of the old files."""
+    owners = {f"{layer}.weight": layer for layer in found} | {
+        shape.name: layer for layer in found if layer in checkpoint.layouts
+        for shape in shapes(layer, checkpoint.size(layer), checkpoint.layouts[layer])}
+    made: dict[str, Shape] = {}
+    for name, (_, entry) in checkpoint.entries.items():
+        layer = owners.get(name)
+        if layer is None:
+            made[name] = Shape(name, entry.dtype, entry.shape)
+        else:
+            made |= {shape.name: shape for shape in _shapes(checkpoint, layer, found[layer])}
+    return list(made.values())
+
+
+def _shapes(checkpoint: Checkpoint, layer: str, layout: Layout | str) -> list[Shape]:
+    rows, columns = checkpoint.size(layer)
+    if isinstance(layout, Layout):
+        return shapes(layer, (rows, columns), layout)
+    import torch
+
+    size = (columns, rows) if checkpoint.is_transposed(layer) else (rows, columns)
+    return [Shape(f"{layer}.weight", NAMES[getattr(torch, layout)], size)]
+
+
+def windows_wanted(recipe: Recipe) -> int:
+    """How many windows of calibration text a recipe takes."""
+    return max((int(step.options.get("samples", WINDOWS)) for step in recipe.steps), default=WINDOWS)

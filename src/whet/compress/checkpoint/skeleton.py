@@ -1,0 +1,216 @@
+"""The model as transformers builds it, without its weights: they are put in block by block, and taken out again.
+
+How a block is called (masks, positions, which rotary table) is the business of the model's own code. So the model runs once with its blocks
+replaced by recorders, and every block is called with what its recorder was given; the model runs again for its head, with the last block
+replaced by what came out of the real one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from whet.compress.checkpoint.checkpoint import Checkpoint
+from whet.core.errors import Refused
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What a block is called with beside the hidden states, for a batch of one sequence."""
+
+    rest: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+
+class Skeleton:
+    """The module of a checkpoint with all parameters on torch's meta device; blocks are filled by ``block`` and emptied by ``empty``."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.model = _built(checkpoint)
+        check(self.model, checkpoint)
+        self.blocks: nn.ModuleList = self.model.get_submodule(checkpoint.family.blocks)  # type: ignore[assignment]
+        self._calls: dict[int, list[Call]] = {}
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[n, length, width] float32: what enters the first block, of tokens [n, length]."""
+        recorders = self._run(tokens)
+        return recorders[0].hidden
+
+    def calls(self, length: int) -> list[Call]:
+        """How each block is called for sequences of that length."""
+        if length not in self._calls:
+            recorders = self._run(torch.zeros((1, length), dtype=torch.int64))
+            self._calls[length] = [Call(each.rest, each.named) for each in recorders]
+        return self._calls[length]
+
+    def block(self, index: int) -> nn.Module:
+        """A block with its weights in float32."""
+        block = self.blocks[index]
+        prefix = f"{self.checkpoint.block_name(index)}."
+        block.load_state_dict(self._weights([name for name, _ in self.model.named_parameters() if name.startswith(prefix)], prefix),
+                              assign=True)
+        return block.eval()
+
+    def empty(self, index: int) -> None:
+        """Take the weights of a block out again."""
+        self.blocks[index].to("meta")
+        self.checkpoint.forget(self.checkpoint.block_name(index))
+
+    def run(self, index: int, hidden: Tensor) -> Tensor:
+        """[n, length, width] what a filled block makes of hidden states."""
+        call = self.calls(hidden.shape[1])[index]
+        found = self.blocks[index](hidden, *call.rest, **call.named)
+        return found[0] if isinstance(found, tuple) else found
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, length, vocabulary] float32 of what left the last block; the hidden states themselves for an encoder."""
+        tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64)
+        with self._replaced([_Given(hidden) for _ in range(len(self.blocks))]), self._filled_outside(head=True):
+            found = self.model(tokens, use_cache=False) if not self.checkpoint.family.encoder else self.model(tokens)
+        return found.logits if hasattr(found, "logits") else found.last_hidden_state
+
+    def _run(self, tokens: Tensor) -> list[_Recorder]:
+        """The model on tokens with recorders in the place of its blocks. Only the rows of the table that are used are read."""
+        recorders = [_Recorder() for _ in self.blocks]
+        used, places = tokens.unique(return_inverse=True)
+        body: nn.Module = self.model.base_model  # type: ignore[assignment]
+        with torch.no_grad(), self._replaced(recorders), self._filled_outside(used=used):
+            body(places) if self.checkpoint.family.encoder else body(places, use_cache=False)
+        return recorders
+
+    @contextmanager
+    def _replaced(self, stand_ins: Sequence[nn.Module]) -> Iterator[None]:
+        """Other modules in the place of the blocks."""
+        path, _, last = self.checkpoint.family.blocks.rpartition(".")
+        parent = self.model.get_submodule(path)
+        for stand_in, block in zip(stand_ins, self.blocks, strict=True):
+            for name in ("attention_type", "is_sliding", "layer_type"):  # what some models ask of their blocks
+                if hasattr(block, name):
+                    setattr(stand_in, name, getattr(block, name))
+        setattr(parent, last, nn.ModuleList(stand_ins))
+        try:
+            yield
+        finally:
+            setattr(parent, last, self.blocks)
+
+    @contextmanager
+    def _filled_outside(self, *, used: Tensor | None = None, head: bool = False) -> Iterator[None]:
+        """The weights outside the blocks in their places: of the table the rows ``used``, and the head where it is needed."""
+        family = self.checkpoint.family
+        inside = (f"{family.blocks}.", f"{family.head}." if family.head else "\0")
+        names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
+        wanted = [name for name in names if not name.startswith(inside) and name != f"{family.embedding}.weight"]
+        weights = self._weights(wanted, "")
+        table = None if used is not None or head else self.checkpoint.weight(family.embedding)
+        weights[f"{family.embedding}.weight"] = self._rows(used) if used is not None else (
+            torch.zeros(1, self.checkpoint.size(family.embedding)[1]) if table is None else table)
+        if head and family.head:
+            weights |= self._head()
+        for name, weight in weights.items():
+            _set(self.model, name, weight)
+        try:
+            yield
+        finally:
+            for name, weight in weights.items():
+                _set(self.model, name, torch.empty_like(weight, device="meta"))
+
+    def _rows(self, used: Tensor) -> Tensor:
+        """[rows, width] float32 of the table."""
+        family, checkpoint = self.checkpoint.family, self.checkpoint
+        if family.embedding in checkpoint.layouts:
+            return checkpoint.weight(family.embedding)[used]
+        return checkpoint.tensor(f"{family.embedding}.weight")[used].float()
+
+    def _head(self) -> dict[str, Tensor]:
+        checkpoint, head = self.checkpoint, self.checkpoint.family.head
+        found = {f"{head}.weight": checkpoint.weight(checkpoint.family.embedding if checkpoint.tied else head)}
+        bias = f"{head}.bias"
+        return found | ({bias: checkpoint.tensor(bias).float()} if bias in checkpoint.entries else {})
+
+    def _weights(self, names: Sequence[str], prefix: str) -> dict[str, Tensor]:
+        """The parameters as float32, in the shapes of the modules, by their names behind ``prefix``."""
+        found = {}
+        for name in names:
+            layer = name.removesuffix(".weight")
+            if layer in self.checkpoint.layouts:
+                weight = self.checkpoint.weight(layer)
+                found[name.removeprefix(prefix)] = weight.t().contiguous() if self.checkpoint.is_transposed(layer) else weight
+            else:
+                found[name.removeprefix(prefix)] = self.checkpoint.tensor(name).float()
+        return found
+
+
+class _Recorder(nn.Module):
+    """Stands where a block stands, lets the hidden states pass, and keeps what it was called with."""
+
+    def forward(self, hidden: Tensor, *rest: Any, **named: Any) -> Tensor:
+        self.hidden, self.rest, self.named = hidden, rest, named
+        return hidden
+
+
+class _Given(nn.Module):
+    """Stands where a block stands and gives what it was told to give."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self._hidden = hidden
+
+    def forward(self, hidden: Tensor, *rest: Any, **named: Any) -> Tensor:
+        return self._hidden
+
+
+def check(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Raises Refused where config.json and the tensors contradict each other."""
+    tied = f"{checkpoint.family.head}.weight"
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name == tied and checkpoint.tied:
+            continue
+        layer = name.removesuffix(".weight")
+        if layer in checkpoint.layouts:
+            rows, columns = checkpoint.size(layer)
+            found: tuple[int, ...] | None = (columns, rows) if checkpoint.is_transposed(layer) else (rows, columns)
+        else:
+            found = checkpoint.entries[name][1].shape if name in checkpoint.entries else None
+        if found != tuple(parameter.shape):
+            raise Refused(f"open {checkpoint.folder}", do="use the config.json of these files",
+                          found=f"{name} {'missing' if found is None else list(found)}, and config.json asks for {list(parameter.shape)}")
+
+
+def _built(checkpoint: Checkpoint) -> nn.Module:
+    """The model of config.json with parameters on the meta device and buffers (tables of positions) as they are."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    said = {name: value for name, value in checkpoint.config.items() if name != "quantization_config"}
+    config = AutoConfig.for_model(**said)
+    kind = AutoModel if checkpoint.family.encoder else AutoModelForCausalLM
+    with _parameters_on_meta():
+        model = kind.from_config(config, dtype=torch.float32)
+    return model.eval().requires_grad_(False)
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Modules made inside have parameters without memory. torch's own meta device takes the buffers too, and a rotary table is one that no
+    file brings back.
+    """
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, None if parameter is None else nn.Parameter(parameter.to("meta"), requires_grad=False))
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _set(model: nn.Module, name: str, weight: Tensor) -> None:
+    path, _, last = name.rpartition(".")
+    setattr(model.get_submodule(path), last, nn.Parameter(weight, requires_grad=False))

@@ -1,0 +1,133 @@
+"""Text as a language model reads it: tokens in windows of one length."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from whet.compress.checkpoint.checkpoint import Checkpoint
+from whet.core.errors import Refused
+
+LONGEST_WINDOW = 2048  # what perplexities are quoted for, and where attention is still cheap on a CPU
+FEWEST_TOKENS = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """tokens: [n, length] int64. starts: whether each window begins with the token for the beginning of a text, which is not predicted.
+    source: where the text came from, for reports.
+    """
+
+    tokens: Tensor
+    starts: bool
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def length(self) -> int:
+        return self.tokens.shape[1]
+
+
+def windows_of(checkpoint: Checkpoint, source: Any, *, length: int | None = None, most: int | None = None) -> Windows:
+    """Windows of a text, one after the other; what fills none is left out.
+
+    source: a .txt file (one text), a .jsonl file (a text a line, as "text" or as the line itself), a .npy file or an array of tokens
+    [n, length], texts, or Windows. length: of a window, default: what the model was made for, at most 2048. most: so many windows, spread
+    over the whole text; default: all. Each window begins with the token for the beginning of a text, where the tokenizer puts one.
+    Raises Refused where there is no tokenizer or too little text.
+    """
+    if isinstance(source, Windows):
+        return source
+    longest = int(checkpoint.config.get("max_position_embeddings", checkpoint.config.get("n_positions", LONGEST_WINDOW)))
+    given = _tokens(source)
+    if given is not None:
+        return Windows(_checked(given, checkpoint), False, _name(source))
+    length = min(length or LONGEST_WINDOW, longest)
+    tokenizer = tokenizer_of(checkpoint)
+    first = _first(tokenizer)
+    ids = [token for text in texts_in(source) for token in (*first, *tokenizer.encode(text, add_special_tokens=False))]
+    step = length - len(first)
+    length, step = (length, step) if len(ids) >= step else (len(ids) + len(first), len(ids))
+    if len(ids) < FEWEST_TOKENS:
+        raise Refused(f"use the text {_name(source)}", found=f"{len(ids)} tokens", do=f"give at least {FEWEST_TOKENS}; 100,000 are usual")
+    count = len(ids) // step
+    cut = torch.tensor(ids[: count * step]).reshape(count, step)
+    whole = torch.cat([torch.tensor(first, dtype=torch.int64).expand(count, -1), cut], 1)
+    if most is not None and count > most:
+        whole = whole[torch.linspace(0, count - 1, most).round().long()]
+    return Windows(whole, bool(first), _name(source))
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> Any:
+    """transformers' tokenizer of a checkpoint. Raises Refused where there is none."""
+    from transformers import AutoTokenizer
+
+    if not checkpoint.has_tokenizer:
+        raise Refused(f"read text with {checkpoint.folder}", found="no tokenizer in it",
+                      do="copy tokenizer.json there from the original model, or give tokens as a .npy file")
+    return AutoTokenizer.from_pretrained(checkpoint.folder)
+
+
+def texts_in(source: Any) -> list[str]:
+    """The texts of a file, or as they are."""
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if not path.is_file():
+            raise Refused(f"read the text {path}", found="there is no such file")
+        text = path.read_text(encoding="utf-8", errors="replace")
+        return [_line(line) for line in text.splitlines() if line.strip()] if path.suffix == ".jsonl" else [text]
+    if isinstance(source, Iterable):
+        return [str(text) for text in source]
+    raise Refused(f"read text from a {type(source).__name__}", do="give a .txt, .jsonl or .npy file, or a list of texts")
+
+
+def _line(line: str) -> str:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise Refused("read the text", found=f"a line that is no JSON: {line[:60]}") from error
+    if isinstance(found, dict) and isinstance(found.get("text"), str):
+        return str(found["text"])
+    if isinstance(found, str):
+        return found
+    raise Refused("read the text", found=f'a line without "text": {line[:60]}', do='write {"text": "..."} on each line')
+
+
+def _tokens(source: Any) -> Tensor | None:
+    """Tokens that were given as such."""
+    if isinstance(source, str | os.PathLike):
+        if Path(source).suffix != ".npy":
+            return None
+        import numpy as np
+
+        return torch.from_numpy(np.load(source))
+    return torch.as_tensor(source) if hasattr(source, "dtype") else None
+
+
+def _checked(tokens: Tensor, checkpoint: Checkpoint) -> Tensor:
+    rows = int(checkpoint.config["vocab_size"])
+    if tokens.ndim != 2 or tokens.is_floating_point() or not len(tokens):
+        raise Refused("use tokens", found=f"{tokens.dtype} {list(tokens.shape)}", do="give whole numbers [n, length]")
+    if int(tokens.min()) < 0 or int(tokens.max()) >= rows:
+        raise Refused("use tokens", found=f"the token {int(tokens.max())}, and the model knows {rows}", do="use this model's tokenizer")
+    return tokens.to(torch.int64)
+
+
+def _first(tokenizer: Any) -> Sequence[int]:
+    """What the tokenizer puts before a text."""
+    start = tokenizer.bos_token_id
+    with_special = tokenizer.encode("a")
+    return (start,) if start is not None and with_special[:1] == [start] else ()
+
+
+def _name(source: Any) -> str:
+    return str(source) if isinstance(source, str | os.PathLike) else type(source).__name__

@@ -43,7 +43,7 @@ ON_THE_CLI = {"__main__", "demo"}  # modules beside the floors that belong to th
 SCREEN = frozenset({"click", "rich"})
 FLOORS = {
     "core": Floor(frozenset({"core"}), ()),
-    "device": Floor(frozenset({"core", "device"}), ("",), leave=SCREEN),
+    "device": Floor(frozenset({"core", "device"}), ("",), bring=frozenset({"tokenizers", "llama_cpp"}), leave=SCREEN),
     "compress": Floor(
         frozenset({"core", "device", "compress"}), ("", "compress", "llm"), bring=frozenset({"ml_dtypes", "google"}), leave=SCREEN
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -293,3 +294,27 @@ def test_weights_of_the_parts_that_were_not_named_stay() -> None:
     kept = {array.tobytes() for array in weights_of(made).values()}
     assert {sketch.constants[name].tobytes() in kept for name in ("c1.W", "c2.W", "c1.B", "c2.B")} == {True}
     assert {sketch.constants[name].tobytes() in kept for name in ("g1.W", "g2.W")} == {False}
+
+
+def test_the_garbage_collector_is_left_as_it_was() -> None:
+    gc.unfreeze()
+    apply(network().model(), "weight_only")
+    assert gc.get_freeze_count() == 0
+    with pytest.raises(Refused):
+        apply(network().model(), "weight_only", options={"nothing": 1})
+    assert gc.get_freeze_count() == 0
+    gc.freeze()  # as a server does before it forks
+    try:
+        frozen = gc.get_freeze_count()
+        apply(network().model(), "weight_only")
+        assert gc.get_freeze_count() == pytest.approx(frozen, rel=0.01)
+    finally:
+        gc.unfreeze()
+
+
+def test_taking_annotations_away_leaves_the_model_that_was_given_alone() -> None:
+    model = network().model()
+    before = model.content
+    apply(model, "weight_only")
+    apply(model, "static", calibration=DATA)
+    assert GraphModel(model.copied().ir).content == before

@@ -148,6 +148,17 @@ def test_the_graph_runs_once_for_each_sample_and_holds_no_more_batches_than_go_a
     assert all(ref() is None for ref in alive)
 
 
+def test_tensors_are_let_go_at_once_where_no_histogram_waits_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibrate, "BATCH_BYTES", 1)
+    handed: list[int] = []
+    add = calibrate._add
+    monkeypatch.setattr(calibrate, "_add", lambda *given: (handed.append(len(given[-1].values)), add(*given)))
+    for histogram, kept in ((False, 0), (True, 2)):
+        handed.clear()
+        collect(network(), inner(network())[:2], DATA, histogram=histogram, threads=2)
+        assert handed == [kept] * len(DATA)
+
+
 def test_the_numbers_of_channels_are_those_of_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "BATCH_BYTES", 40_000)
     model = network()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests.compress.small_graphs import Sketch
 import whet
 from whet.compress.compare import SideBySide, compare
 from whet.core.errors import Refused, WhetError
+from whet.device.latency import interleave
 
 COSTS = {"latency_ms", "latency_p95_ms", "throughput_per_s", "latency_ratio", "size_bytes", "peak_rss_bytes", "model_rss_bytes"}
 
@@ -33,6 +35,12 @@ def no_fresh_processes(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
         monkeypatch.setattr("whet.compress.compare.memory_use", lambda *_, **__: ())
 
 
+@pytest.fixture
+def few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of quality and size: time is measured, and not well."""
+    monkeypatch.setattr("whet.compress.compare.interleave", partial(interleave, min_rounds=4))
+
+
 def test_with_memory_everything_is_there_and_plausible(files: dict[str, Path]) -> None:
     found = compare(files["model"], files["int8"], data=files["eval"], seconds=0.1, threads=1)
     assert set(found.parent) == set(found.candidate) == COSTS
@@ -49,6 +57,7 @@ def test_with_memory_everything_is_there_and_plausible(files: dict[str, Path]) -
     assert found.candidate["size_bytes"].artifact == whet.load(files["int8"]).artifact_id
 
 
+@pytest.mark.usefixtures("few_rounds")
 def test_quality_is_paired_over_the_same_samples(files: dict[str, Path]) -> None:
     found = compare(files["model"], files["int8"], data=files["eval"], seconds=0.02)
     assert found.quality is not None
@@ -78,6 +87,7 @@ def test_without_data_only_the_costs_are_compared(files: dict[str, Path]) -> Non
         compare(files["model"], files["int8"], metric="accuracy")
 
 
+@pytest.mark.usefixtures("few_rounds")
 def test_an_iterable_that_is_used_up_by_reading_is_enough(files: dict[str, Path]) -> None:
     images, labels = digits.data()
 
@@ -90,6 +100,7 @@ def test_an_iterable_that_is_used_up_by_reading_is_enough(files: dict[str, Path]
     assert (found.quality.n, found.quality.metric) == (256, "accuracy")
 
 
+@pytest.mark.usefixtures("few_rounds")
 def test_without_labels_fidelity(files: dict[str, Path]) -> None:
     images, _ = digits.data()
     found = compare(files["model"], files["int8"], data={"image": images[:50]}, seconds=0.02)
@@ -98,6 +109,7 @@ def test_without_labels_fidelity(files: dict[str, Path]) -> None:
     assert found.quality.limit == 0.02
 
 
+@pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize("where", ["parent", "candidate"])
 def test_weights_in_other_files_are_part_of_the_size(where: str, files: dict[str, Path], tmp_path: Path) -> None:
     place = tmp_path / "model.onnx"
@@ -108,6 +120,7 @@ def test_weights_in_other_files_are_part_of_the_size(where: str, files: dict[str
     assert size == place.stat().st_size + (tmp_path / "any name.bin").stat().st_size
 
 
+@pytest.mark.usefixtures("few_rounds")
 def test_a_model_without_a_file_has_the_size_that_it_would_have(files: dict[str, Path]) -> None:
     found = compare(whet.load(files["model"].read_bytes()), whet.load(files["int8"]), seconds=0.02)
     assert found.parent["size_bytes"].value == pytest.approx(files["model"].stat().st_size, rel=0.05)
@@ -145,6 +158,7 @@ def test_a_metric_that_does_not_fit_is_refused(metric: str, message: str) -> Non
         compare(linear(), linear(), data=data, metric=metric, seconds=0.02)
 
 
+@pytest.mark.usefixtures("few_rounds")
 @pytest.mark.parametrize(("one", "other"), [(1, "N"), ("N", 1), (1, 1), (16, 16), (16, "N")])
 def test_fixed_batches_of_any_size(one: int | str, other: int | str) -> None:
     data = {"x": np.random.default_rng(0).normal(size=(10, 4)).astype(np.float32)}
@@ -154,6 +168,7 @@ def test_fixed_batches_of_any_size(one: int | str, other: int | str) -> None:
     assert found.quality.drop.value == 0.0
 
 
+@pytest.mark.usefixtures("few_rounds")
 def test_several_outputs_are_all_compared() -> None:
     g = Sketch()
     y = g.gemm(g.input("x", ["N", 16]), 16, 8, name="first")

@@ -26,6 +26,8 @@ from whet.core.outcome import GOALS, Outcome
 from whet.core.target import Speed, Target
 from whet.device.targets import built_in_names
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
 BARE = Target("bare", "a device of which nothing is known", "onnxruntime", "", 1)
 RATED = replace(BARE, macs_per_s=FrozenMap({"float32": 1e9, "int8": 4e9}), bandwidth_bytes_per_s=1e9)
 INT8 = Foresight(True, "int8", "uint8", 8, runs_as="int8 Conv")
@@ -197,10 +199,10 @@ def test_a_model_too_large_for_the_microcontroller_is_refused_in_a_sentence_that
 
 def test_activations_too_large_for_the_microcontroller_are_refused(tmp_path: Path) -> None:
     g = Sketch()
-    y = g.node("Relu", g.conv(g.input("x", ["N", 1, 256, 256]), (1, 16), name="wide"))
+    y = g.node("Relu", g.conv(g.input("x", ["N", 1, 144, 144]), (1, 16), name="wide"))
     g.output(g.conv(y, (16, 1), name="narrow"))
     (tmp_path / "model.onnx").write_bytes(g.proto().SerializeToString())
-    images = np.random.default_rng(0).normal(size=(12, 1, 256, 256)).astype(np.float32)
+    images = np.random.default_rng(0).normal(size=(12, 1, 144, 144)).astype(np.float32)
     outcome = whet.optimize(tmp_path / "model.onnx", data={"x": images}, target="mcu", minimize="size", max_drop=0.5, out=tmp_path / "out")
     assert not outcome.winner
     assert "model_rss_bytes at most 262,144 B (memory of mcu): found" in outcome.headline

@@ -65,8 +65,9 @@ def test_parent_and_candidate_exchanged_turn_the_drop_round(metric: str) -> None
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_same_call_gives_the_same_document(metric: str) -> None:
-    assert compared(metric).to_json() == compared(metric).to_json()
-    assert Comparison.from_json(compared(metric).to_json()) == compared(metric)
+    once, again = compared(metric), compared(metric)
+    assert again.to_json() == once.to_json()
+    assert Comparison.from_json(once.to_json()) == again
 
 
 def test_accuracy_has_tangos_interval_and_mcnemars_test() -> None:

@@ -15,7 +15,7 @@ from tests.slow_papers import affine
 from tests.slow_papers import gptq as slow
 
 from whet.compress.apply import apply_recipe
-from whet.compress.column_rounding import solve
+from whet.compress.column_rounding import moments_of, solve
 from whet.compress.data import Dataset
 from whet.compress.graph import GraphModel
 from whet.compress.grid import Grid, Quantised, dequantise, quantise, weight_grid
@@ -106,6 +106,23 @@ def test_damping_rises_until_the_moments_have_a_factor(caplog: pytest.LogCapture
         solve(torch.tensor(weight), gram * float("nan"), grid, name="fc")
 
 
+@pytest.mark.parametrize("width", [1, 7, 300])
+def test_half_of_the_second_moments_is_enough(width: int) -> None:
+    inputs = correlated(50, width)
+    found = moments_of(torch.tensor(inputs)).numpy()
+    np.testing.assert_allclose(found, inputs.T.astype(np.float64) @ inputs, rtol=1e-4, atol=1e-3)
+    assert np.array_equal(found, found.T)
+
+
+def test_what_it_is_given_stays_as_it_is() -> None:
+    inputs, weight = correlated(400, 300), torch.randn(5, 300)
+    gram = torch.tensor(inputs.T @ inputs)
+    before = gram.clone(), weight.clone()
+    solve(weight, gram, weight_grid(weight.numpy(), bits=4, axis=0))
+    assert torch.equal(gram, before[0])
+    assert torch.equal(weight, before[1])
+
+
 def test_the_number_of_threads_stays() -> None:
     before = torch.get_num_threads()
     weight = torch.randn(4, 300)
@@ -143,6 +160,36 @@ def test_what_saw_nothing_is_rounded_plainly_and_that_is_said(caplog: pytest.Log
     assert isinstance(found, Quantised)
     assert np.array_equal(found.codes, quantise(weight, searched_grid(weight, bits=4)).codes)
     assert "fc saw no inputs" in caplog.text
+
+
+def test_what_saw_too_little_is_rounded_plainly_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    inputs, weight = correlated(40, 40), np.random.default_rng(2).standard_normal((6, 40)).astype(np.float32)
+    plain = quantise(weight, searched_grid(weight, bits=4)).codes
+    assert not np.array_equal(made_of(inputs, weight).codes, plain)  # as many vectors as inputs are enough
+    assert not caplog.records
+    assert np.array_equal(made_of(inputs[:39], weight).codes, plain)
+    assert "fc saw only 39 input vectors for 40 inputs" in caplog.text
+    assert not np.array_equal(made_of(inputs[:5], weight, enough=0.125).codes, plain)
+    assert np.array_equal(made_of(inputs[:4], weight, enough=0.125).codes, plain)
+
+
+def test_scales_are_those_that_will_be_stored() -> None:
+    inputs, weight = correlated(80, 40), np.random.default_rng(2).standard_normal((6, 40)).astype(np.float32)
+    view = GramView(LayerView("fc", "MatMul", weight, scales="float16"), (inputs.T @ inputs / 80)[None], 80)
+    for options in ({"search": True}, {"search": False}, {"symmetric": False}):
+        found = gptq(view, VNNI, block=16, **options).weight  # type: ignore[arg-type]
+        assert isinstance(found, Quantised)
+        assert np.array_equal(found.grid.scale, found.grid.scale.astype(np.float16))
+        exact = made_of(inputs, weight, block=16, **options)
+        assert 0 < np.abs(found.grid.scale / exact.grid.scale - 1).max() < 2e-2
+
+
+def test_weights_that_are_mapped_from_a_file_are_not_written_to() -> None:
+    inputs, weight = correlated(80, 40), np.random.default_rng(2).standard_normal((6, 40)).astype(np.float32)
+    before, wanted = weight.copy(), made_of(inputs, weight).codes
+    assert np.array_equal(weight, before)
+    weight.flags.writeable = False
+    assert np.array_equal(made_of(inputs, weight).codes, wanted)
 
 
 def test_what_has_no_columns_says_so() -> None:
@@ -183,7 +230,7 @@ def test_every_operator_is_rounded_as_the_paper_says(name: str) -> None:
             codes.append(slow.gptq(part, slow.hessian(vectors[:, g], 0.01), own, np.zeros(own.shape, int), -8, 7, list(turns)) * own)
         return np.moveaxis(np.concatenate(codes).reshape(rows.shape), 0, axis)
 
-    made = applied(case.model(), case.data, ("gptq", {"search": False, "order": "none"}))
+    made = applied(case.model(), case.data, ("gptq", {"search": False, "order": "none", "enough": 0.0}))
     feeds = feeds_of(case.data)
     wanted, plain = case.with_weights(rounded), case.with_weights(lambda _, weight, axis: on_grid(weight, axis, 4))
     for output, found in outputs(made, feeds).items():

@@ -203,6 +203,17 @@ def test_equal_constants_are_stored_once_and_others_are_not_mixed_up() -> None:
     assert editor.constant(np.zeros(4, np.int8), "int4") is not editor.constant(np.zeros(4, np.int8))
 
 
+def test_large_constants_that_begin_alike_and_numbers_that_only_compare_equal_are_not_mixed_up() -> None:
+    editor = empty_editor()
+    long = np.zeros((2, 500), np.float32)
+    late = long.copy()
+    late[1, 499] = 1
+    assert editor.constant(long) is not editor.constant(late)
+    assert editor.constant(late.copy()) is editor.constant(late)
+    assert editor.constant(np.float32(-0.0)) is not editor.constant(np.float32(0.0))
+    assert editor.constant(np.float32(np.nan)) is editor.constant(np.float32(np.nan))
+
+
 @pytest.mark.parametrize(
     ("dtype", "numbers"),
     [

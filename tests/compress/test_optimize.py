@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from whet.compress.optimize.bench import Bench
 from whet.core.errors import Refused, Untrusted
 from whet.core.measurement import Interval, Measurement
 from whet.core.outcome import Outcome
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture
@@ -39,12 +42,14 @@ def real_time() -> None:
 @pytest.fixture(autouse=True)
 def made_up_time(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Integer models take half of the original's time, everything else as much; all take 1.5 times where the test uses ``slower``."""
-    if "real_time" in request.fixturenames:
-        return
+    if "real_time" not in request.fixturenames:
+        make_time_up(monkeypatch, slower="slower" in request.fixturenames)
 
+
+def make_time_up(monkeypatch: pytest.MonkeyPatch, *, slower: bool = False) -> None:
     def measured(bench: Bench, model: Any, path: Path, own: Any) -> dict[str, Measurement]:
         kinds = {node.op for node in model.nodes}
-        ratio = 1.0 if path == bench.path else 1.5 if "slower" in request.fixturenames else 0.5 if "QuantizeLinear" in kinds else 1.0
+        ratio = 1.0 if path == bench.path else 1.5 if slower else 0.5 if "QuantizeLinear" in kinds else 1.0
         interval = Interval(ratio * 0.98, ratio * 1.02, 0.95) if ratio != 1.0 else Interval(1.0, 1.0, 0.95)
         found = [Measurement("latency_ratio", ratio, interval=interval, n=50), Measurement("latency_ms", ratio, " ms"),
                  Measurement("model_rss_bytes", 1e6, " B"), Measurement("energy_mj", ratio, " mJ")]
@@ -61,8 +66,23 @@ def optimized(files: dict[str, Path], out: Path, **options: Any) -> Outcome:
     return whet.optimize(files["model"], data=files["eval"], calibration=files["calib"], out=out, seconds=0.1, **options)
 
 
-def test_the_winner_is_smaller_faster_and_as_good_and_can_be_loaded(files: dict[str, Path], tmp_path: Path) -> None:
-    outcome = optimized(files, tmp_path / "out")
+@pytest.fixture(scope="module")
+def one_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+    """``optimize`` with nothing but the defaults, done once, and the folder of it."""
+    folder = tmp_path_factory.mktemp("once")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        make_time_up(monkeypatch)
+        return optimized(digits.write(folder), folder / "out"), folder / "out"
+
+
+@pytest.fixture
+def outcome(one_run: tuple[Outcome, Path], tmp_path: Path) -> Outcome:
+    """Its outcome, with the folder as tmp_path / "out", to spoil."""
+    shutil.copytree(one_run[1], tmp_path / "out")
+    return one_run[0]
+
+
+def test_the_winner_is_smaller_faster_and_as_good_and_can_be_loaded(outcome: Outcome, files: dict[str, Path], tmp_path: Path) -> None:
     best = outcome.trial(outcome.winner)
     assert best is not None
     assert best.passed
@@ -76,8 +96,7 @@ def test_the_winner_is_smaller_faster_and_as_good_and_can_be_loaded(files: dict[
     assert {"report.html", "report.json", "recipe.toml", "best", "trials"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
-def test_the_manifest_holds_lineage_recipe_and_hashes(files: dict[str, Path], tmp_path: Path) -> None:
-    outcome = optimized(files, tmp_path / "out")
+def test_the_manifest_holds_lineage_recipe_and_hashes(outcome: Outcome, files: dict[str, Path], tmp_path: Path) -> None:
     from whet.compress.artifacts import original_artifact, read_artifact
 
     artifact = read_artifact(tmp_path / "out" / "best")
@@ -90,8 +109,8 @@ def test_the_manifest_holds_lineage_recipe_and_hashes(files: dict[str, Path], tm
         whet.load(tmp_path / "out" / "best")
 
 
+@pytest.mark.usefixtures("outcome")
 def test_the_recipe_makes_the_winner_again(files: dict[str, Path], tmp_path: Path) -> None:
-    optimized(files, tmp_path / "out")
     whet.apply(files["model"], tmp_path / "out" / "recipe.toml", calibration=files["calib"], out=tmp_path / "again")
     assert (tmp_path / "again" / "model.onnx").read_bytes() == (tmp_path / "out" / "best" / "model.onnx").read_bytes()
 
@@ -176,24 +195,24 @@ def test_an_impossible_size_is_refused_with_the_limit(files: dict[str, Path], tm
     assert "size_bytes at most 100" in outcome.headline
 
 
-def test_a_best_of_an_earlier_laxer_question_is_taken_away(files: dict[str, Path], tmp_path: Path) -> None:
-    assert optimized(files, tmp_path / "out").winner
+def test_a_best_of_an_earlier_laxer_question_is_taken_away(outcome: Outcome, files: dict[str, Path], tmp_path: Path) -> None:
+    assert outcome.winner
     assert (tmp_path / "out" / "best").exists()
     assert not optimized(files, tmp_path / "out", max_size_bytes=100).winner
     assert not (tmp_path / "out" / "best").exists()
     assert not (tmp_path / "out" / "recipe.toml").exists()
 
 
-def test_a_second_run_makes_nothing_again(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = optimized(files, tmp_path / "out")
+def test_a_second_run_makes_nothing_again(outcome: Outcome, files: dict[str, Path], tmp_path: Path,
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "apply_recipe", lambda *_, **__: pytest.fail("made again"))
     second = optimized(files, tmp_path / "out")
-    assert [trial.artifact for trial in second.trials] == [trial.artifact for trial in first.trials]
-    assert second.winner == first.winner
+    assert [trial.artifact for trial in second.trials] == [trial.artifact for trial in outcome.trials]
+    assert second.winner == outcome.winner
 
 
+@pytest.mark.usefixtures("outcome")
 def test_other_data_is_another_question(files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    optimized(files, tmp_path / "out")
     made = []
     original = trials.apply_recipe
     monkeypatch.setattr(trials, "apply_recipe", lambda *args, **more: made.append(1) or original(*args, **more))
@@ -202,8 +221,8 @@ def test_other_data_is_another_question(files: dict[str, Path], tmp_path: Path, 
     assert made
 
 
+@pytest.mark.usefixtures("outcome")
 def test_a_damaged_trial_is_made_again(files: dict[str, Path], tmp_path: Path) -> None:
-    optimized(files, tmp_path / "out")
     for model in (tmp_path / "out" / "trials").glob("*/artifact/model.onnx"):
         model.write_bytes(model.read_bytes()[:-10])
     assert optimized(files, tmp_path / "out").winner
@@ -252,8 +271,6 @@ def test_a_full_disk_ends_in_words_and_leaves_nothing_half_written(files: dict[s
 
 def test_a_disk_that_is_full_at_the_very_end_ends_in_words_too(files: dict[str, Path], tmp_path: Path,
                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
     def full(source: Path, place: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -319,8 +336,7 @@ def test_no_time_means_no_trials_and_the_report_says_so(files: dict[str, Path], 
     assert "nothing is shipped" in outcome.headline
 
 
-def test_the_report_holds_what_was_found(files: dict[str, Path], tmp_path: Path) -> None:
-    outcome = optimized(files, tmp_path / "out")
+def test_the_report_holds_what_was_found(outcome: Outcome, tmp_path: Path) -> None:
     kept = Outcome.from_plain(json.loads((tmp_path / "out" / "report.json").read_text()))
     assert replace(kept, seconds=0.0) == replace(outcome, seconds=0.0)
     page = (tmp_path / "out" / "report.html").read_text()

@@ -20,10 +20,12 @@ from tests.compress.small_graphs import Sketch
 import whet
 from whet.compress.artifacts import original_artifact, read_artifact
 from whet.compress.evaluate import find_metric
-from whet.compress.optimize import trials
+from whet.compress.optimize import searching, trials
 from whet.compress.optimize.trials import metric_key
 from whet.core.errors import Refused, WhetError
 from whet.core.outcome import Outcome
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 Array = np.ndarray[Any, Any]
 
@@ -31,10 +33,11 @@ Array = np.ndarray[Any, Any]
 @pytest.fixture(autouse=True)
 def without_learned_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes minutes; which of it is tried is test_optimize_search.py's."""
-    from whet.compress.optimize import searching
+    leave_learning_out(monkeypatch)
 
+
+def leave_learning_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(searching, "technique_names", lambda: ("bias_correct", "clip", "equalize", "static"))
-
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +61,15 @@ def optimized(model: Any, data: Any, out: Path, **options: Any) -> Outcome:
 
 def digits_outcome(files: dict[str, Path], out: Path, **options: Any) -> Outcome:
     return optimized(files["model"], files["eval"], out, calibration=files["calib"], **options)
+
+
+@pytest.fixture(scope="module")
+def one_run(files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
+    """``digits_outcome`` with nothing but the defaults, done once, and the folder of it: to look at and to copy."""
+    out = tmp_path_factory.mktemp("once") / "out"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        leave_learning_out(monkeypatch)
+        return digits_outcome(files, out), out
 
 
 def regression(count: int = 300) -> tuple[Sketch, dict[str, Array]]:
@@ -92,14 +104,14 @@ def test_a_regression_may_lose_one_percent_of_its_error_by_default(metric: str, 
     assert best is None or (best.value("drop") or 0) <= outcome.gates[0].limit
 
 
-def test_a_metric_of_the_users(files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_metric_of_the_users(one_run: tuple[Outcome, Path], files: dict[str, Path], tmp_path: Path) -> None:
     def even_or_odd(outputs: Array, labels: Array) -> Array:
         return (outputs.argmax(1) % 2 == labels % 2).astype(float)
 
     outcome = digits_outcome(files, tmp_path, metric=even_or_odd)
     assert outcome.metric == "even_or_odd"
     assert outcome.winner
-    assert (outcome.trials[0].value("even_or_odd") or 0) > (digits_outcome(files, tmp_path / "plain").trials[0].value("accuracy") or 1)
+    assert (outcome.trials[0].value("even_or_odd") or 0) > (one_run[0].trials[0].value("accuracy") or 1)
 
 
 def test_a_metric_of_which_less_is_better(files: dict[str, Path], tmp_path: Path) -> None:
@@ -240,16 +252,15 @@ def test_several_outputs_are_all_held_against_the_original(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("batch", [128, pytest.param(1, marks=pytest.mark.slow)])
-def test_graphs_of_a_fixed_batch(batch: int, files: dict[str, Path], tmp_path: Path) -> None:
+def test_graphs_of_a_fixed_batch(batch: int, one_run: tuple[Outcome, Path], files: dict[str, Path], tmp_path: Path) -> None:
     proto = onnx.load(files["model"])
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_value = batch
     onnx.save(proto, tmp_path / "model.onnx")
     outcome = optimized(tmp_path / "model.onnx", files["eval"], tmp_path / "out", calibration=files["calib"])
-    free = digits_outcome(files, tmp_path / "free")
     assert outcome.winner
     assert all(layer.sqnr_db is not None for layer in outcome.layers)
-    assert outcome.trials[0].value("accuracy") == free.trials[0].value("accuracy")
+    assert outcome.trials[0].value("accuracy") == one_run[0].trials[0].value("accuracy")
     assert whet.load(tmp_path / "out" / "best").fixed_batch == batch
 
 
@@ -392,14 +403,16 @@ def test_two_processes_at_once_spoil_nothing(files: dict[str, Path], tmp_path: P
     ("trial.json", b'{"name": 3}'), ("artifact/whet.json", b"[]"), pytest.param("trial.json", b"\xff\x00[", marks=pytest.mark.slow),
     pytest.param("trial.json", b"", marks=pytest.mark.slow), pytest.param("artifact/model.onnx", b"", marks=pytest.mark.slow),
 ])
-def test_a_trial_that_is_damaged_is_made_again(name: str, spoilt: bytes, files: dict[str, Path], tmp_path: Path) -> None:
-    first = digits_outcome(files, tmp_path)
-    for place in (tmp_path / "trials").glob(f"*/{name}"):
+def test_a_trial_that_is_damaged_is_made_again(name: str, spoilt: bytes, one_run: tuple[Outcome, Path], files: dict[str, Path],
+                                               tmp_path: Path) -> None:
+    first, out = one_run[0], tmp_path / "out"
+    shutil.copytree(one_run[1], out)
+    for place in (out / "trials").glob(f"*/{name}"):
         place.write_bytes(spoilt)
-    again = digits_outcome(files, tmp_path)
+    again = digits_outcome(files, out)
     assert again.winner == first.winner
     assert [trial.artifact for trial in again.trials] == [trial.artifact for trial in first.trials]
-    read_artifact(tmp_path / "best")
+    read_artifact(out / "best")
 
 
 # -- questions ------------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from whet.compress import runtime
 from whet.compress.calibrate import collect
 from whet.compress.data import Dataset, load_data
 from whet.compress.graph import GraphModel
-from whet.compress.runtime import exposed, feed_batches, one_inference, opened, outputs_of, stored
+from whet.compress.runtime import _stated_bytes, exposed, feed_batches, inference_bytes, one_inference, opened, outputs_of, stored
 from whet.core.errors import Refused, Unsupported
 from whet.device.session import run
 
@@ -47,6 +47,29 @@ def test_a_fixed_batch_gives_the_same_however_the_data_divides(batch: int) -> No
     (free,) = outputs_of(network(), DATA).values()
     assert found.shape == (10, 3)
     assert np.allclose(found, free, atol=1e-6)
+
+
+@pytest.mark.parametrize("batch", ["N", 3])
+def test_bytes_that_the_session_states_are_those_that_a_run_makes(batch: int | str) -> None:
+    model = network(batch)
+    names = [value.name or "" for node in model.ir.graph for value in node.outputs]
+    feeds = one_inference(model, DATA)
+    shown = exposed(model, names)
+    with opened(shown) as session:
+        made = sum(values.nbytes for values in run(session, feeds).values())
+        assert _stated_bytes(session, feeds, names) == made
+        assert inference_bytes(session, shown, DATA, names) == made + sum(values.nbytes for values in feeds.values())
+
+
+def test_where_a_shape_is_not_stated_one_inference_tells_the_bytes() -> None:
+    g = Sketch()
+    g.output(g.node("NonZero", g.input("x", ["N", 6]), name="found"), TensorProto.INT64)  # [2, how many numbers are not 0]
+    model = g.model(infer=False)
+    names = [model.outputs[0].name]
+    feeds = one_inference(model, DATA)
+    with opened(model) as session:
+        assert _stated_bytes(session, feeds, names) is None
+        assert inference_bytes(session, model, DATA, names) == 2 * 6 * 8 + 6 * 4
 
 
 def test_batches_stay_within_memory(monkeypatch: pytest.MonkeyPatch) -> None:

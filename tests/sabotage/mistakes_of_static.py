@@ -107,8 +107,8 @@ MISTAKES = (
     Mistake(
         "biases are corrected towards undivided branches",
         "compress/walks/sites.py",
-        "    reference = model.reference or working.copied()",
-        "    reference = model.reference or model",
+        "model.reference or (working.copied() if divided else model)",
+        "model.reference or model",
         UNUSUAL,
         "biases_are_corrected",
     ),

@@ -15,7 +15,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.compress.gguf_checkpoints import (
-    FAMILIES, TEXT, all_rounded, divergence, logits, pieces, random_checkpoint, rounded_copy, rounded_weight, save_tokenizer)
+    FAMILIES,
+    TEXT,
+    all_rounded,
+    divergence,
+    logits,
+    pieces,
+    random_checkpoint,
+    rounded_copy,
+    rounded_weight,
+    save_tokenizer,
+)
 
 from whet.compress.checkpoint import Checkpoint, open_checkpoint
 from whet.compress.checkpoint.gguf import export_gguf, weights_in
@@ -110,7 +120,8 @@ def test_stories_rounded_computes_the_same(stories: Checkpoint, tmp_path: Path) 
     wanted = logits(checkpoint, own, ids)
     assert divergence(wanted, logits(checkpoint, dict(weights_in(report.path, checkpoint)), ids)) < 1e-6
     lossy = export_gguf(checkpoint, tmp_path / "k.gguf", kind="q2_k")
-    assert divergence(wanted, logits(checkpoint, dict(weights_in(lossy.path, checkpoint)), ids)) < 0.1  # the embedding in Q8_0, the rest kept
+    # The embedding in Q8_0, the rest kept.
+    assert divergence(wanted, logits(checkpoint, dict(weights_in(lossy.path, checkpoint)), ids)) < 0.01
 
 
 def test_tables_and_heads_from_codes(models: Mapping[str, Checkpoint], tmp_path: Path) -> None:
@@ -131,7 +142,7 @@ def test_plain_types_are_kept(models: Mapping[str, Checkpoint], tmp_path: Path, 
     save_file({name: source.tensor(name).to(dtype) for name in source.entries}, tmp_path / "model.safetensors")
     report = export_gguf(tmp_path, tmp_path / "m.gguf")
     assert {tensor.type for tensor in report.tensors if tensor.layer} == {kind}
-    assert report.exact == (dtype != torch.float64) or dtype == torch.float64
+    assert report.exact  # in float32, as Checkpoint.weight has it
 
 
 def test_the_report_says_what_was_lost(models: Mapping[str, Checkpoint], tmp_path: Path) -> None:
@@ -186,15 +197,15 @@ def test_a_mix_gives_more_bits_where_they_count(models: Mapping[str, Checkpoint]
     ("q4_k_m", "ffn_down", 28, 1, "Q6_K"), ("q4_k_m", "ffn_up", 0, 1, "Q4_K"), ("q4_k_s", "attn_v", 3, 1, "Q5_K"),
     ("q4_k_s", "attn_v", 4, 1, "Q4_K"), ("q4_k_s", "ffn_down", 3, 1, "Q5_K"), ("q3_k_m", "attn_v", 1, 1, "Q5_K"),
     ("q3_k_m", "attn_v", 2, 1, "Q4_K"), ("q3_k_m", "ffn_down", 1, 1, "Q5_K"), ("q3_k_m", "ffn_down", 2, 1, "Q4_K"),
-    ("q2_k", "attn_v", 0, 1, "Q3_K"), ("q2_k", "attn_v", 0, 4, "Q4_K"), ("q2_k", "ffn_gate", 0, 1, "Q2_K"), ("q8_0", "output", 0, 1, "Q8_0"),
-    ("q4_0", "output", 0, 1, "Q6_K")])
+    ("q2_k", "attn_v", 0, 1, "Q3_K"), ("q2_k", "attn_v", 0, 4, "Q4_K"), ("q2_k", "ffn_gate", 0, 1, "Q2_K"),
+    ("q8_0", "output", 0, 1, "Q8_0"), ("q4_0", "output", 0, 1, "Q6_K")])
 def test_the_rules_of_mixes(kind: str, role: str, index: int, shared: int, wanted: str) -> None:
     assert MIXES[kind].type_of(Place(role, index, 32, shared)) == wanted
 
 
 @pytest.mark.parametrize(("kind", "columns", "wanted"), [
-    ("Q4_K", 512, "Q4_K"), ("Q4_K", 288, "Q5_0"), ("Q5_K", 288, "Q5_1"), ("Q6_K", 288, "Q8_0"), ("Q2_K", 288, "Q4_0"), ("Q3_K", 288, "Q4_0"),
-    ("Q4_K", 172, "F16"), ("Q8_0", 172, "F16"), ("F32", 172, "F32")])
+    ("Q4_K", 512, "Q4_K"), ("Q4_K", 288, "Q5_0"), ("Q5_K", 288, "Q5_1"), ("Q6_K", 288, "Q8_0"), ("Q2_K", 288, "Q4_0"),
+    ("Q3_K", 288, "Q4_0"), ("Q4_K", 172, "F16"), ("Q8_0", 172, "F16"), ("F32", 172, "F32")])
 def test_what_stands_in(kind: str, columns: int, wanted: str) -> None:
     assert fitting(kind, columns) == wanted
 
@@ -250,7 +261,7 @@ def test_llama_3_divisors_are_those_of_transformers() -> None:
     plain = 500000.0 ** -(np.arange(0, 128, 2) / 128)
     divisors = llama3_divisors(plain, 8.0, 1.0, 4.0, 8192)
     np.testing.assert_allclose(plain / divisors, scaled, rtol=1e-5)
-    assert 1 < divisors[(divisors > 1.01) & (divisors < 7.9)].size
+    assert divisors[(divisors > 1.01) & (divisors < 7.9)].size > 1
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------------------
@@ -266,7 +277,7 @@ def changed_copy(source: Checkpoint, folder: Path, **config: Any) -> Path:
 
 
 @pytest.mark.parametrize(("config", "found"), [
-    ({"model_type": "olmo"}, 'the family "olmo"'), ({"hidden_act": "relu"}, 'the activation "relu"'),
+    ({"model_type": "smollm3"}, 'the family "smollm3"'), ({"hidden_act": "relu"}, 'the activation "relu"'),
     ({"rope_parameters": {"rope_type": "longrope"}}, 'in the way "longrope"')])
 def test_what_llama_cpp_does_not_compute(models: Mapping[str, Checkpoint], tmp_path: Path, config: dict[str, Any], found: str) -> None:
     with pytest.raises(Unsupported, match=found):
@@ -278,7 +289,7 @@ def test_what_llama_cpp_does_not_compute(models: Mapping[str, Checkpoint], tmp_p
 def test_wrong_requests(models: Mapping[str, Checkpoint], tmp_path: Path) -> None:
     with pytest.raises(Refused, match=r"end it in \.gguf"):
         export_gguf(models["llama"], tmp_path / "m.bin")
-    with pytest.raises(Refused, match=r"no such kind\. Use one of auto, f32"):
+    with pytest.raises(Refused, match=r"no such kind\. use one of auto, f32"):
         export_gguf(models["llama"], tmp_path / "m.gguf", kind="q7")
     without = changed_copy(models["llama"], tmp_path / "c")
     (without / "tokenizer.json").unlink()
@@ -315,3 +326,15 @@ def test_more_tokens_than_rows(models: Mapping[str, Checkpoint], tmp_path: Path)
     save_tokenizer(folder, tokenizer)
     with pytest.raises(Refused, match="and an embedding of 320"):
         export_gguf(folder, tmp_path / "m.gguf")
+
+
+def test_large_tensors_go_a_few_rows_at_a_time(models: Mapping[str, Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from whet.compress.checkpoint.gguf import export
+
+    checkpoint = all_rounded(models["llama"], tmp_path / "q", bits=4, group=32)
+    whole = export_gguf(checkpoint, tmp_path / "a.gguf", kind="q8_0")
+    monkeypatch.setattr(export, "_AT_ONCE", 256 * 7)
+    parts = export_gguf(checkpoint, tmp_path / "b.gguf", kind="q8_0")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+    assert [tensor.relative_error for tensor in parts.tensors] == pytest.approx([tensor.relative_error for tensor in whole.tensors], rel=1e-6)
+    assert [tensor.exact for tensor in parts.tensors] == [tensor.exact for tensor in whole.tensors]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -14,11 +15,14 @@ from whet.core.errors import Refused, Unsupported
 
 
 def cut_by_scores(vocabulary: Vocabulary, text: str) -> list[int]:
-    """What llama.cpp's llm_tokenizer_spm does, slowly: join the two neighbours whose union has the highest score, the leftmost of equals."""
+    """What llama.cpp's llm_tokenizer_spm does, slowly: join the two neighbours whose union has the highest score, the leftmost of equal ones.
+    """
+    if not text:
+        return []
     ids = {token: number for number, token in enumerate(vocabulary.tokens)}
     parts = list((" " + text if vocabulary.space_first else text).replace(" ", "▁"))
     while True:
-        pairs = [(vocabulary.scores[ids[a + b]], -i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in ids]
+        pairs = [(vocabulary.scores[ids[a + b]], -i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in ids]
         if not pairs:
             break
         i = -max(pairs)[1]
@@ -98,7 +102,8 @@ def test_what_llama_cpp_cannot_cut(tmp_path: Path) -> None:
         vocabulary_of(tmp_path, ROWS)
 
 
-@pytest.mark.parametrize(("content", "found"), [("{", "that is no JSON"), ("[]", "without a vocabulary"), ('{"model": {}}', "without a vocabulary")])
+@pytest.mark.parametrize(("content", "found"), [
+    ("{", "that is no JSON"), ("[]", "without a vocabulary"), ('{"model": {}}', "without a vocabulary")])
 def test_broken_files(tmp_path: Path, content: str, found: str) -> None:
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(Refused, match=found):

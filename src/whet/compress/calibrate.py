@@ -8,9 +8,10 @@ the result does not depend on the threads.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -20,7 +21,7 @@ from whet.compress.data.dataset import Dataset
 from whet.compress.graph import GraphModel
 from whet.compress.grid import Array
 from whet.compress.runtime import batches_of, exposed, fitting, inference_bytes, stored
-from whet.compress.statistics import Statistics, tally
+from whet.compress.statistics import Seen, Statistics, tally
 from whet.core.errors import Refused
 from whet.core.progress import task
 from whet.device.machine import usable_cores
@@ -30,6 +31,15 @@ BATCH_BYTES = 2 << 20  # inputs and observed tensors of one batch: more samples 
 AT_ONCE_BYTES = 160 << 20  # of all batches that are under way
 Result = TypeVar("Result")
 _NO_CHANNELS: Mapping[str, int] = MappingProxyType({})
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """What came of a batch: what was seen of its tensors, and the tensors themselves where their histograms wait for that."""
+
+    values: Mapping[str, Array]
+    looks: Mapping[str, Seen]
+    samples: int
 
 
 def collect(model: GraphModel, tensors: Collection[str], data: Dataset, *, histogram: bool, threads: int | None = None,
@@ -52,10 +62,15 @@ def collect(model: GraphModel, tensors: Collection[str], data: Dataset, *, histo
     cores = threads or usable_cores()
     with _opened(exposed(model, inner), data, inner, cores) as (session, size, at_once), ThreadPoolExecutor(cores) as pool, \
             task("calibrating", len(data)) as progress:
-        for values, samples in _in_order(pool, session, batches_of(session, model, data, size), inner, at_once):
-            _add(pool, cores, found, values, samples)
-            progress.advance(samples)
-            del values  # before the next batch is there
+        def inference(feeds: Mapping[str, Array], samples: int) -> _Batch:
+            values = {**feeds, **run(session, feeds, inner)}
+            looks = {name: look for name, each in found.items() if (look := each.look(values[name])) is not None}
+            return _Batch({name: values[name] for name in looks if histogram}, looks, samples)
+
+        for batch in _in_order(pool, inference, batches_of(session, model, data, size), at_once):
+            _add(pool, cores, found, batch)
+            progress.advance(batch.samples)
+            del batch  # before the next one is there
     return found
 
 
@@ -75,14 +90,10 @@ def _opened(model: GraphModel, data: Dataset, outputs: list[str], cores: int) ->
         yield session, size, at_once
 
 
-def _in_order(pool: ThreadPoolExecutor, session: InferenceSession, batches: Iterator[tuple[Mapping[str, Array], int]],
-              outputs: Sequence[str], at_once: int) -> Iterator[tuple[Mapping[str, Array], int]]:
-    """Inputs and outputs of each batch, in order; ``at_once`` of them in memory, the one given out included."""
-    running: deque[Future[tuple[Mapping[str, Array], int]]] = deque()
-
-    def inference(feeds: Mapping[str, Array], samples: int) -> tuple[Mapping[str, Array], int]:
-        return {**feeds, **run(session, feeds, outputs)}, samples
-
+def _in_order(pool: ThreadPoolExecutor, inference: Callable[[Mapping[str, Array], int], _Batch],
+              batches: Iterator[tuple[Mapping[str, Array], int]], at_once: int) -> Iterator[_Batch]:
+    """What came of each batch, in order; ``at_once`` of them in memory, the one given out included."""
+    running: deque[Future[_Batch]] = deque()
     for feeds, samples in batches:
         running.append(pool.submit(inference, feeds, samples))
         if len(running) == at_once:
@@ -91,17 +102,13 @@ def _in_order(pool: ThreadPoolExecutor, session: InferenceSession, batches: Iter
         yield running.popleft().result()
 
 
-def _add(pool: ThreadPoolExecutor, cores: int, found: Mapping[str, Statistics], values: Mapping[str, Array], samples: int
-         ) -> None:
+def _add(pool: ThreadPoolExecutor, cores: int, found: Mapping[str, Statistics], batch: _Batch) -> None:
     """One batch into the statistics of all tensors. They change here alone, in order."""
-    looks = _spread(pool, cores, lambda name: found[name].look(values[name]), list(found))
-    seen = {name: look for name, look in looks.items() if look is not None}
-    for name, look in seen.items():
-        found[name].join(look, samples)
-    counted = {name: found[name] for name in seen if found[name].with_histogram}
-    counts = _spread(pool, cores, lambda name: tally(values[name], found[name].start, found[name].width), list(counted))
-    for name, statistics in counted.items():
-        statistics.counts += counts[name]
+    for name, look in batch.looks.items():
+        found[name].join(look, batch.samples)
+    counts = _spread(pool, cores, lambda name: tally(batch.values[name], found[name].start, found[name].width), list(batch.values))
+    for name, each in counts.items():
+        found[name].counts += each
 
 
 def _spread(pool: ThreadPoolExecutor, cores: int, work: Callable[[str], Result], names: list[str]) -> dict[str, Result]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from whet.compress.grid import Grid
+from whet.compress.grid import Array, Grid
 
 _NARROW = {"int4": ml_dtypes.int4, "uint4": ml_dtypes.uint4, "int2": ml_dtypes.int2, "uint2": ml_dtypes.uint2}
+_COMPARED_BYTES = 256  # by which constants are found; those that begin alike are compared whole
+_Alike = tuple[str, str, tuple[int, ...], bytes]
 
 
 class Editor:
@@ -24,10 +26,14 @@ class Editor:
     def __init__(self, graph: ir.Graph, *, outer: Editor | None = None) -> None:
         self.graph = graph
         self.root: Editor = outer.root if outer else self
-        self._constants: dict[str, ir.Value] = {}
-        self._taken: set[str] = outer._taken if outer else _names(graph)
+        self._constants: dict[_Alike, list[tuple[Array, ir.Value]]] = {}
         self._inner: dict[ir.Graph, Editor] = {}
         self._number = 0
+
+    @cached_property
+    def _taken(self) -> set[str]:
+        """The names that are given away in the whole scope."""
+        return _names(self.graph) if self.root is self else self.root._taken
 
     def within(self, graph: ir.Graph | ir.Function | None) -> Editor:
         """The editor of a graph inside, at whatever depth; this one for its own."""
@@ -40,14 +46,17 @@ class Editor:
         """An initializer; ``dtype`` (an ONNX name such as "int4") where numpy's own says it not exactly."""
         numbers = np.asarray(numbers, order="C")  # ascontiguousarray would make a scalar a vector
         dtype = dtype or numbers.dtype.name
-        key = f"{dtype}{numbers.shape}{hashlib.sha256(numbers.tobytes()).hexdigest()}"
-        if key not in self._constants:
-            stored = numbers.astype(_NARROW.get(dtype, dtype))
-            value = ir.val(self._name("c"), const_value=ir.tensor(stored, dtype=ir.DataType[_ir_name(dtype)]))
-            value.const_value.name = value.name  # type: ignore[union-attr]
-            self.graph.register_initializer(value)
-            self._constants[key] = value
-        return self._constants[key]
+        stored = numbers.astype(_NARROW.get(dtype, dtype))
+        content = stored.reshape(-1).view(np.uint8)  # bytes, of which NaN equals NaN and -0 is not 0
+        alike = self._constants.setdefault((dtype, numbers.dtype.name, numbers.shape, content[:_COMPARED_BYTES].tobytes()), [])
+        for other, value in alike:
+            if np.array_equal(content, other):
+                return value
+        name = self._name("c")
+        value = ir.val(name, const_value=ir.Tensor(stored, dtype=ir.DataType[_ir_name(dtype)], name=name))
+        self.graph.register_initializer(value)
+        alike.append((content, value))
+        return value
 
     def node(self, op: str, inputs: Sequence[ir.Value | None], *, domain: str = "", name: str = "",
              attributes: Mapping[str, Any] | None = None, like: ir.Value | None = None, dtype: ir.DataType | None = None) -> ir.Value:
@@ -121,8 +130,9 @@ class Editor:
 def _names(graph: ir.Graph) -> set[str]:
     """The names of all nodes and values; those of subgraphs too, for they share the scope."""
     graphs = (graph, *graph.subgraphs())
-    nodes = {node.name for node in graph.all_nodes()}
-    made = {value.name for node in graph.all_nodes() for value in node.outputs}
+    every = list(graph.all_nodes())
+    nodes = {node.name for node in every}
+    made = {value.name for node in every for value in node.outputs}
     given = {value.name for each in graphs for value in (*each.inputs, *each.initializers.values())}
     return {name for name in nodes | made | given if name}
 

@@ -10,6 +10,7 @@ from functools import cached_property
 import onnx
 import onnx_ir as ir
 
+from whet.compress.codebook import Coded
 from whet.compress.edit import Editor
 from whet.compress.fold import fold
 from whet.compress.grid import Array, Grid, Quantised, stored_bits
@@ -257,7 +258,7 @@ def _put_stored(node: ir.Node, found: Mapping[Slot, Change], target: Target, edi
     for slot, change in found.items():
         if isinstance(change.weight, Quantised):
             put_weight(node, slot, change, target, editor)
-        elif change.weight is not None:
+        elif change.weight is not None and not isinstance(change.weight, Coded):
             put_float16(node, slot, change.weight, editor)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from whet.compress.evaluate.predict import predict
 from whet.compress.graph import GraphModel
 from whet.compress.grid import Array
 from whet.core.errors import Refused, Unsupported, WhetError
-from whet.device.session import open_session, run
+from whet.device.session import open_session, run, specs
 
 # Tensors of one batch that are held at a time, and the most samples of a batch: more gains no speed on a small machine.
 BATCH_BYTES = 64 << 20
@@ -90,7 +91,26 @@ def inference_bytes(session: InferenceSession, model: GraphModel, data: Dataset,
     if len(data) == 0:
         raise Refused("run the model over the data", found="an empty data set", do="give at least one sample")
     feeds = one_inference(model, data)
-    return sum(values.nbytes for values in (*run(session, feeds, outputs).values(), *feeds.values()))
+    stated = _stated_bytes(session, feeds, outputs)
+    if stated is None:
+        stated = sum(values.nbytes for values in run(session, feeds, outputs).values())
+    return stated + sum(values.nbytes for values in feeds.values())
+
+
+def _stated_bytes(session: InferenceSession, feeds: Mapping[str, Array], outputs: list[str]) -> int | None:
+    """Bytes of these outputs where the session states all their shapes in the sizes of its inputs, else None."""
+    given, made = specs(session)
+    sizes: dict[int | str, int] = {size: actual for spec in given if spec.name in feeds
+                                   for size, actual in zip(spec.shape, feeds[spec.name].shape, strict=False) if size != "?"}
+    total = 0
+    for spec in made:
+        if spec.name not in outputs:
+            continue
+        shape = [size if isinstance(size, int) else sizes.get(size) for size in spec.shape]
+        if not shape or None in shape or spec.dtype not in np.sctypeDict:  # a shape that is not known at all comes as ()
+            return None
+        total += np.dtype(spec.dtype).itemsize * math.prod(size for size in shape if size is not None)
+    return total
 
 
 def one_inference(model: GraphModel, data: Dataset) -> dict[str, Array]:

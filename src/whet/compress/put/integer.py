@@ -14,7 +14,7 @@ from whet.compress.grid import Array, Grid, Quantised, from_range, quantise, qua
 from whet.compress.put.sites import REARRANGERS, WEIGHTED, Site, is_mover, pads_with_constant, pads_with_zero, readers, vanishes
 from whet.compress.put.storage import put_folded, stored_codes
 from whet.compress.technique import Change
-from whet.compress.weights import array, constant, rows_first, slots
+from whet.compress.weights import Slot, array, constant, rows_first, slots
 from whet.core.target import Target
 
 _ROUNDED_BY_THE_RUNTIME = frozenset({"Conv", "ConvTranspose", "Gemm"})
@@ -200,8 +200,8 @@ def _put_weight(node: ir.Node, weight: Quantised, input_grid: Grid, editor: Edit
     bias = constant(node, slot.bias)
     assert stored is not None
     if bias is not None:
-        weight = _fit_bias(weight, rows_first(array(stored), slot), float(input_grid.scale), array(bias).ravel())
-    codes, grid = stored_codes(weight, tuple(array(stored).shape), slot)
+        weight = _fit_bias(weight, stored, slot, float(input_grid.scale), array(bias).ravel())
+    codes, grid = stored_codes(weight, tuple(map(int, stored.const_value.shape)), slot)  # type: ignore[union-attr]
     node.replace_input_with(slot.index, editor.dequantise(_as_bytes(editor.constant(codes, grid.dtype), grid, editor), in_bytes(grid)))
     if bias is not None and slot.bias is not None:
         scale = (input_grid.scale * grid.scale).astype(np.float32)
@@ -216,8 +216,11 @@ def _as_bytes(codes: ir.Value, grid: Grid, editor: Editor) -> ir.Value:
     return editor.node("Cast", [codes], attributes={"to": ir.DataType.INT8.value}, like=codes, dtype=ir.DataType.INT8)
 
 
-def _fit_bias(weight: Quantised, rows: Array, input_scale: float, bias: Array) -> Quantised:
-    """The weight with the scales that its bias needs: coarser where that would overflow int32, finer where all weights are 0."""
+def _fit_bias(weight: Quantised, stored: ir.Value, slot: Slot, input_scale: float, bias: Array) -> Quantised:
+    """The weight with the scales that its bias needs: coarser where that would overflow int32, finer where all weights are 0.
+
+    stored: the weight before it was rounded.
+    """
     grid = weight.grid
     bounds = bias if grid.axis is not None else np.abs(bias).max(initial=0.0)
     dead = np.asarray(~weight.codes.any(axis=1 if grid.axis is not None else None))
@@ -226,7 +229,7 @@ def _fit_bias(weight: Quantised, rows: Array, input_scale: float, bias: Array) -
         return weight
     fitted = Grid(grid.bits, grid.signed, scale, grid.zero_point, grid.axis)
     changed = (scale != grid.scale) & ~dead
-    again = quantise(rows.reshape(weight.codes.shape), fitted)
+    again = quantise(rows_first(array(stored), slot).reshape(weight.codes.shape), fitted)
     # Channels that keep their scale keep their codes, which a technique may have chosen otherwise than by rounding.
     codes = np.where(changed.reshape(-1, 1) if grid.axis is not None else changed, again.codes, weight.codes)
     return Quantised(codes, fitted)

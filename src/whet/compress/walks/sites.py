@@ -20,8 +20,10 @@ from whet.core.progress import track
 
 def walk(model: GraphModel, work: Work) -> GraphModel:
     """Calibrate, show the technique each site, and let the sites compute in integers. Raises Unsupported where there is none."""
-    working, found, statistics = prepared(model, work)
-    reference = model.reference or working.copied()  # with its branches divided, so that tensors of one name can be compared
+    working = model.copied()
+    found, statistics, divided = _prepare(working, work)
+    # With its branches divided, so that tensors of one name can be compared.
+    reference = model.reference or (working.copied() if divided else model)
     changes = changes_for(working, found, statistics, work)
     return replace(working.with_integers(found, changes, work.target), reference=reference)
 
@@ -30,6 +32,12 @@ def prepared(model: GraphModel, work: Work) -> tuple[GraphModel, dict[str, Site]
     """All that comes before the technique: a copy of the model, with inputs divided that need it, the sites in it, and the statistics
     of their tensors. Raises Unsupported where there is no site."""
     working = model.copied()
+    found, statistics, _ = _prepare(working, work)
+    return working, found, statistics
+
+
+def _prepare(working: GraphModel, work: Work) -> tuple[dict[str, Site], dict[str, Statistics], bool]:
+    """``prepared`` in the graph of ``working`` itself: the sites, the statistics, and whether anything was divided."""
     found = working.integer_sites(list(work.layers), work.target)
     if not found:
         found_none = "none of them has weights or a neighbour that computes in integers"
@@ -42,7 +50,7 @@ def prepared(model: GraphModel, work: Work) -> tuple[GraphModel, dict[str, Site]
     if names := (*evened(working, found, statistics, work), *balanced(working, found, statistics)):
         found = working.integer_sites([name for name in work.layers if name not in unequal], work.target)
         statistics |= collected_again(working, names, work, histogram=_histogram(work))
-    return working, found, statistics
+    return found, statistics, bool(names)
 
 
 def observed(found: Mapping[str, Site]) -> tuple[str, ...]:

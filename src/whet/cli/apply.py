@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from whet.cli import options
+from whet.cli.languages import show_applied
 from whet.cli.quantities import Shape
 from whet.cli.screen import Screen
 from whet.cli.technique_flags import TechniqueCommand, names
@@ -43,11 +44,14 @@ def command(screen: Screen, words: tuple[str, ...], recipe: str | None, layers: 
             values: Mapping[str, Any]) -> None:  # fmt: skip
     """Do one technique, or the steps of a recipe, to MODEL and write the result as an artifact: the model and its manifest.
 
-    MODEL is an .onnx file, an artifact's folder or package.module:callable. The folder is written whole or not at all.
+    MODEL is an .onnx file, an artifact's folder, package.module:callable, or the folder of a language model (config.json and
+    safetensors), which is calibrated with text and worked on block by block. The folder is written whole or not at all; a language
+    model that was interrupted goes on where it was.
 
     \b
     whet apply static model.onnx --calibration calib.npz --ranges mse -o out/
     whet apply --recipe recipe.toml model.onnx --calibration calib.npz -o out/
+    whet apply gptq ./llama-dir --calibration text.txt --bits 4 --group 128 -o out/
     """
     import whet
     from whet.cli.models import model_of
@@ -60,7 +64,9 @@ def command(screen: Screen, words: tuple[str, ...], recipe: str | None, layers: 
         made = whet.apply(source, chosen, calibration=calibration, target=target, out=place)
         before, after, artifact = whet.inspect(source), whet.inspect(made), read_artifact(place)
     if screen.as_json:
-        return screen.document({"out": str(place), "id": made.artifact_id, **artifact.to_plain()})
+        return screen.document({"out": str(place), "id": artifact.artifact_id, **artifact.to_plain()})
+    if artifact.format == "checkpoint":
+        return show_applied(screen, place, before, after)
     # Weights may lie in a file beside the model's own.
     _show(screen, place, max(before.file_bytes or 0, before.weight_bytes), artifact.size_bytes, after)
 

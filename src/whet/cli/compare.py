@@ -9,10 +9,12 @@ import click
 
 from whet.cli import options
 from whet.cli.endings import GATED
-from whet.cli.quantities import SHARE, Shape
+from whet.cli.languages import show_comparison
+from whet.cli.quantities import LOSS, Loss, Shape
 from whet.cli.screen import Column, Screen
 
 if TYPE_CHECKING:
+    from whet.compress.checkpoint.compare import LanguageComparison
     from whet.compress.compare import SideBySide
     from whet.compress.evaluate import Comparison
     from whet.core.gate import Verdict
@@ -26,58 +28,66 @@ _COSTS = ("latency_ms", "latency_p95_ms", "throughput_per_s", "size_bytes", "mod
 @click.argument("candidate", metavar="CANDIDATE")
 @options.data
 @options.metric
-@click.option("--max-drop", type=SHARE, metavar="SHARE",
-              help="End with code 3 where it is not proven that no more is lost: 0.01, 1% or 0.5%.")  # fmt: skip
+@click.option("--max-drop", type=LOSS, metavar="LOSS",
+              help="End with code 3 where it is not proven that no more is lost: 0.01, 1% or 0.5%; of language models kl<0.02 or "
+                   "nats<0.02.")  # fmt: skip
 @options.confidence
 @options.threads
 @options.seconds
 @options.weights
 @options.input_shape
 @options.standard
-def command(screen: Screen, original: str, candidate: str, data: str | None, metric: str | None, max_drop: float | None, confidence: float,
+def command(screen: Screen, original: str, candidate: str, data: str | None, metric: str | None, max_drop: Loss | None, confidence: float,
             threads: int | None, seconds: float, weights: str | None, shapes: Sequence[Shape]) -> None:  # fmt: skip
     """Compare CANDIDATE with ORIGINAL: quality on the same samples (paired), latency interleaved in one run, memory and size.
 
-    Without --data only the costs are compared. --weights and --input-shape speak of ORIGINAL.
+    Without --data only the costs are compared. --weights and --input-shape speak of ORIGINAL. Two folders of language models are compared
+    on a text: perplexity, divergence, and the share of tokens for which both would say the same.
 
     \b
     whet compare float.onnx small.onnx --data eval.npz --metric accuracy
     whet compare float.onnx out/best --data eval.npz --max-drop 0.5%
+    whet compare ./llama-dir out/ --data eval.txt --max-drop "kl<0.02"
     """
     import whet
     from whet.cli.models import known_metric, model_of
     from whet.cli.optimize import check_drop
+    from whet.compress.compare import SideBySide
 
     if data is None and (metric is not None or max_drop is not None):
         raise click.UsageError(f"{'--metric' if metric is not None else '--max-drop'} needs --data")
-    check_drop(max_drop, metric)
+    if max_drop is not None and max_drop.measurement == "drop":
+        check_drop(max_drop.most, metric)
     with screen.working():
         found = whet.compare(model_of(original, weights, shapes, data), candidate, data=data, metric=known_metric(metric), threads=threads,
                              confidence=confidence, seconds=seconds)  # fmt: skip
-    verdict = None if found.quality is None or max_drop is None else _verdict(found.quality, max_drop)
+    quality = found.quality if isinstance(found, SideBySide) else found
+    verdict = None if quality is None or max_drop is None else _verdict(quality, max_drop)
     if screen.as_json:
         screen.document({**found.to_plain(), **({} if verdict is None else {"verdict": verdict.to_plain()})})
+    elif isinstance(found, SideBySide):
+        _show(screen, found)
     else:
-        _show(screen, found, verdict)
+        show_comparison(screen, found)
+    if verdict is not None and not screen.as_json:
+        screen.gap()
+        word, style = ("passed", "bold green") if verdict.passed else ("refused", "bold red")
+        screen.line(f"{word}: {verdict.reasons[0].text}", style)
     if verdict is not None and not verdict.passed:
         click.get_current_context().exit(GATED)
 
 
-def _verdict(quality: Comparison, limit: float) -> Verdict:
+def _verdict(quality: Comparison | LanguageComparison, asked: Loss) -> Verdict:
     from whet.core.gate import Gate, judge
 
-    return judge((Gate("drop", limit, reason="asked with --max-drop"),), quality.measurements)
+    return judge((Gate(asked.measurement, asked.most, reason="asked with --max-drop"),), quality.measurements)
 
 
-def _show(screen: Screen, found: SideBySide, verdict: Verdict | None) -> None:
+def _show(screen: Screen, found: SideBySide) -> None:
     if found.quality is not None:
         _show_quality(screen, found.quality)
         screen.gap()
     _show_costs(screen, found)
-    if verdict is not None:
-        screen.gap()
-        word, style = ("passed", "bold green") if verdict.passed else ("refused", "bold red")
-        screen.line(f"{word}: {verdict.reasons[0].text}", style)
 
 
 def _show_quality(screen: Screen, found: Comparison) -> None:

@@ -23,8 +23,9 @@ model = click.argument("model", metavar="MODEL")
 weights = click.option("--weights", metavar="FILE", help="Weights of MODEL, where that is package.module:callable.")
 input_shape = click.option("--input-shape", "shapes", type=SHAPE, multiple=True, metavar="[NAME=]1,3,32,32",
                            help="Shape of an example input, where MODEL is package.module:callable; once for each input.")  # fmt: skip
-data = click.option("--data", metavar="PATH", help="Samples: .npz, .npy, .csv, .parquet or a folder.")
-calibration = click.option("--calibration", metavar="PATH", help="Samples to find ranges by; 100 to 300 are usual.")
+data = click.option("--data", metavar="PATH", help="Samples: .npz, .npy, .csv, .parquet or a folder; .txt or .jsonl for a language model.")
+calibration = click.option("--calibration", metavar="PATH",
+                           help="Samples to find ranges by; 100 to 300 are usual. Text for a language model.")  # fmt: skip
 threads = click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="Threads within an operator.  [default: every core]")
 seconds = click.option("--seconds", type=SECONDS, default="2", show_default=True, metavar="TIME", help="How long latency is measured.")
 confidence = click.option("--confidence", type=SHARE, default="0.95", show_default=True, metavar="SHARE",

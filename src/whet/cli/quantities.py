@@ -60,6 +60,25 @@ def shape(text: str) -> Shape:
     return Shape(numbers, (name or "").strip(), dtype or "float32")
 
 
+@dataclass(frozen=True)
+class Loss:
+    """The most that may be lost. measurement: "drop", of the metric, or "kl"."""
+
+    most: float
+    measurement: str = "drop"
+
+
+def loss(text: str) -> Loss:
+    """ "0.5%" to a drop of 0.005, and "kl<0.02" to a divergence. Raises ValueError."""
+    name, sign, number = text.partition("<")
+    if not sign:
+        return Loss(share(text))
+    known = {"kl": "kl", "nats": "drop", "drop": "drop"}
+    if name.strip() not in known:
+        raise ValueError(f"{text!r} speaks of {name.strip()!r}; write 0.5%, kl<0.02 or nats<0.02")
+    return Loss(share(number), known[name.strip()])
+
+
 class Parsed(click.ParamType):  # type: ignore[type-arg]  # older versions of click have it without arguments
     """A parameter that one of the functions above reads."""
 
@@ -75,8 +94,9 @@ class Parsed(click.ParamType):  # type: ignore[type-arg]  # older versions of cl
             self.fail(str(error), param, ctx)
 
 
-SIZE, SECONDS, LATENCY, SHARE, SHAPE = (
+SIZE, SECONDS, LATENCY, SHARE, SHAPE, LOSS = (
     Parsed("size", size_bytes), Parsed("time", seconds), Parsed("time", milliseconds), Parsed("share", share), Parsed("shape", shape),
+    Parsed("loss", loss),
 )  # fmt: skip
 
 

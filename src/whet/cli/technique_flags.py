@@ -153,8 +153,8 @@ def _flag(option: Option) -> click.Option:
     if option.kind is bool:
         return click.Option([f"--{word}/--no-{word}", dest], default=option.default, show_default=True, help=said)
     other = ["--group"] if word == "block" else []  # what the papers on language models call it
-    return click.Option([f"--{word}", *other, dest], type=OptionValue(option), metavar=_metavar(option), default=option.default, show_default=True,
-                        help=said)  # fmt: skip
+    return click.Option([f"--{word}", *other, dest], type=OptionValue(option), metavar=_metavar(option), default=option.default,
+                        show_default=True, help=said)  # fmt: skip
 
 
 def _values_of(flag: str, args: Sequence[str]) -> Iterator[str]:

@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from whet.compress.artifacts import load, original_artifact, source_file, write_artifact
+from whet.compress.bodies import checkpoint_in
 from whet.compress.data import Dataset, load_data
 from whet.compress.graph import GraphModel
 from whet.compress.recipes import as_recipe, as_target
@@ -22,16 +23,24 @@ from whet.core.inventory import Layer
 from whet.core.recipe import Recipe, Step, matched
 from whet.core.target import Target
 
+if TYPE_CHECKING:
+    from whet.compress.checkpoint import Checkpoint
+
 
 def apply(model: Any, recipe: Recipe | Step | str | os.PathLike[str], *, calibration: Any = None, target: Target | str = "host",
-          out: str | os.PathLike[str] | None = None, example_inputs: Any = None, options: Mapping[str, Any] | None = None) -> GraphModel:
+          out: str | os.PathLike[str] | None = None, example_inputs: Any = None,
+          options: Mapping[str, Any] | None = None) -> GraphModel | Checkpoint:
     """Do a recipe to a model.
 
-    model: whatever ``whet.load`` takes. recipe: a Recipe, a Step, the path of a TOML file, or the name of a technique (with its
+    model: whatever ``whet.load`` takes, or the folder of a language model (config.json and safetensors), which needs ``out`` and is
+    calibrated with text. recipe: a Recipe, a Step, the path of a TOML file, or the name of a technique (with its
     ``options``). calibration: data as ``whet.load_data`` takes it, where a technique needs some. out: a folder for the artifact
     (model.onnx and whet.json), written whole or not at all; None writes nothing.
     Raises Refused and Unsupported as ``apply_recipe``.
     """
+    language = checkpoint_in(model)
+    if language is not None:
+        return _apply_to_checkpoint(language, as_recipe(recipe, options), as_target(target), calibration, out)
     with _old_objects_aside():
         graph = load(model, example_inputs=example_inputs)
         chosen, place = as_recipe(recipe, options), as_target(target)
@@ -42,6 +51,16 @@ def apply(model: Any, recipe: Recipe | Step | str | os.PathLike[str], *, calibra
     parent = graph.artifact_id or original_artifact(graph, source_file(model)).artifact_id
     write_artifact(made, Path(out), parent=parent, recipe=chosen, target=place.name)
     return load(out)
+
+
+def _apply_to_checkpoint(model: Checkpoint, recipe: Recipe, target: Target, calibration: Any,
+                         out: str | os.PathLike[str] | None) -> Checkpoint:
+    from whet.compress.checkpoint.apply import apply_to_checkpoint
+
+    if out is None:
+        raise Refused("apply a recipe to a language model", found="no folder to write it to, and it may be larger than memory",
+                      do="give out=")
+    return apply_to_checkpoint(model, recipe, target, calibration=calibration, out=Path(out))
 
 
 @contextmanager

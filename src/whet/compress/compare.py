@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from whet.compress.artifacts import load, source_file
+from whet.compress.bodies import checkpoint_in
 from whet.compress.data import Dataset, load_data
 from whet.compress.evaluate import Comparison, compare_outputs
 from whet.compress.graph import GraphModel
@@ -19,6 +20,10 @@ from whet.device.latency import interleave
 from whet.device.memory import disk_size, memory_use
 from whet.device.session import SPINNING_STOP, example_feeds, open_session
 
+if TYPE_CHECKING:
+    from whet.compress.checkpoint import Checkpoint
+    from whet.compress.checkpoint.compare import LanguageComparison
+
 
 @dataclass(frozen=True)
 class SideBySide(Document):
@@ -30,12 +35,16 @@ class SideBySide(Document):
 
 
 def compare(parent: Any, candidate: Any, *, data: Any = None, metric: str | Callable[..., Any] | None = None, threads: int | None = None,
-            confidence: float = 0.95, seconds: float = 2.0, example_inputs: Any = None) -> SideBySide:
+            confidence: float = 0.95, seconds: float = 2.0, example_inputs: Any = None) -> SideBySide | LanguageComparison:
     """How the candidate does beside its parent: quality paired over samples, latency interleaved in one run, memory, size.
 
-    parent, candidate: whatever ``whet.load`` takes; their inputs must be the same. data: as ``whet.load_data`` takes it; metric:
+    parent, candidate: whatever ``whet.load`` takes, or folders of language models, which are compared on a text (``data``).
+    Their inputs must be the same. data: as ``whet.load_data`` takes it; metric:
     "accuracy" by default where there are labels, else "fidelity". Raises Refused where the models do not take the same inputs.
     """
+    language = checkpoint_in(parent)
+    if language is not None:
+        return _languages(language, candidate, data, metric, confidence)
     first, second = load(parent, example_inputs=example_inputs), load(candidate, example_inputs=example_inputs)
     names = [[spec.name for spec in model.inputs] for model in (first, second)]
     if sorted(names[0]) != sorted(names[1]):
@@ -47,6 +56,18 @@ def compare(parent: Any, candidate: Any, *, data: Any = None, metric: str | Call
     quality = None if samples is None else _quality(first, second, samples, metric, threads, confidence)
     costs = _costs((first, parent), (second, candidate), samples, threads, seconds)
     return SideBySide(*costs, quality=quality)
+
+
+def _languages(parent: Checkpoint, candidate: Any, data: Any, metric: str | Callable[..., Any] | None,
+               confidence: float) -> LanguageComparison:
+    from whet.compress.checkpoint.compare import compare_checkpoints
+
+    if data is None:
+        raise Refused("compare two language models", found="no text", do="give some: a .txt or .jsonl file")
+    if metric is not None:
+        raise Refused("compare two language models by a metric of your own", found="they are compared by nats, divergence and top token",
+                      do="leave the metric out")
+    return compare_checkpoints(parent, candidate, data, confidence=confidence)
 
 
 def _quality(first: GraphModel, second: GraphModel, samples: Dataset, metric: str | Callable[..., Any] | None, threads: int | None,

@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from whet.compress.bodies import checkpoint_in
 from whet.compress.liveness import Peak, Step, peak
 from whet.compress.macs import macs
 from whet.compress.shapes import Typed, dtype_name, estimate_shapes, size_bytes
@@ -39,12 +40,17 @@ _NOT_PARAMETERS = frozenset({ir.DataType.INT64, ir.DataType.BOOL, ir.DataType.ST
 
 
 def inspect(model: Any, *, example_inputs: Any = None, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Inventory:
-    """What is inside a model: ``inventory`` of whatever ``whet.load`` takes, with the bytes it has as a file.
+    """What is inside a model: ``inventory`` of whatever ``whet.load`` takes, or of a language model's folder, and its bytes on disk.
 
     example_inputs: for PyTorch, as in ``whet.load``. input_shapes: whole shapes by name of input, where the model leaves sizes open.
     """
     from whet.compress.artifacts import load, original_artifact, source_file
 
+    language = checkpoint_in(model)
+    if language is not None:
+        from whet.compress.checkpoint.layers import inventory as inventory_of_checkpoint
+
+        return inventory_of_checkpoint(language)
     graph = load(model, example_inputs=example_inputs)
     file_bytes = original_artifact(graph, source_file(model)).size_bytes
     return inventory(graph.ir, file_bytes=file_bytes, input_shapes=input_shapes)

@@ -9,6 +9,7 @@ from typing import Any
 
 from whet.compress import estimate
 from whet.compress.artifacts import load
+from whet.compress.bodies import checkpoint_in
 from whet.compress.estimate import Planned
 from whet.compress.graph import GraphModel
 from whet.compress.inspect import inspect
@@ -30,9 +31,15 @@ def plan(model: Any, recipe: Recipe | str | os.PathLike[str], *, target: Target 
     """The recipe resolved against the model and the target.
 
     model: whatever ``whet.load`` takes. recipe: a Recipe, the path of a TOML file, or the name of a technique (with ``options``).
-    samples: how many calibration samples the time is estimated for.
+    samples: how many calibration samples the time is estimated for; of a language model
+    windows of 2048 tokens, 128 by default.
     Raises Refused where a step matches nothing or an option is unknown, Unsupported where nothing at all could be done.
     """
+    language = checkpoint_in(model)
+    if language is not None:
+        from whet.compress.checkpoint.plan import plan_checkpoint
+
+        return plan_checkpoint(language, as_recipe(recipe, options), as_target(target), windows=None if samples == SAMPLES else samples)
     graph = load(model, example_inputs=example_inputs)
     chosen, place = as_recipe(recipe, options), as_target(target)
     found = inspect(graph)

@@ -7,7 +7,7 @@ replaced by what came out of the real one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -68,19 +68,26 @@ class Skeleton:
         found = self.blocks[index](hidden, *call.rest, **call.named)
         return found[0] if isinstance(found, tuple) else found
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[n, length, vocabulary] float32 of what left the last block; the hidden states themselves for an encoder."""
+    @contextmanager
+    def head(self) -> Iterator[Callable[[Tensor], Tensor]]:
+        """A function that makes logits [n, length, vocabulary] float32 of what left the last block; the hidden states behind the last norm
+        for an encoder. The head's weights are in memory meanwhile.
+        """
+        with self._filled_outside(self._head()):
+            yield self._behind_blocks
+
+    def _behind_blocks(self, hidden: Tensor) -> Tensor:
         tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64)
-        with self._replaced([_Given(hidden) for _ in range(len(self.blocks))]), self._filled_outside(head=True):
-            found = self.model(tokens, use_cache=False) if not self.checkpoint.family.encoder else self.model(tokens)
-        return found.logits if hasattr(found, "logits") else found.last_hidden_state
+        with torch.no_grad(), self._replaced([_Given(hidden) for _ in range(len(self.blocks))]):
+            found = self.model(tokens) if self.checkpoint.family.encoder else self.model(tokens, use_cache=False)
+        return found.last_hidden_state if self.checkpoint.family.encoder else found.logits
 
     def _run(self, tokens: Tensor) -> list[_Recorder]:
         """The model on tokens with recorders in the place of its blocks. Only the rows of the table that are used are read."""
         recorders = [_Recorder() for _ in self.blocks]
         used, places = tokens.unique(return_inverse=True)
         body: nn.Module = self.model.base_model  # type: ignore[assignment]
-        with torch.no_grad(), self._replaced(recorders), self._filled_outside(used=used):
+        with torch.no_grad(), self._replaced(recorders), self._filled_outside(self._rows(used)):
             body(places) if self.checkpoint.family.encoder else body(places, use_cache=False)
         return recorders
 
@@ -100,18 +107,12 @@ class Skeleton:
             setattr(parent, last, self.blocks)
 
     @contextmanager
-    def _filled_outside(self, *, used: Tensor | None = None, head: bool = False) -> Iterator[None]:
-        """The weights outside the blocks in their places: of the table the rows ``used``, and the head where it is needed."""
+    def _filled_outside(self, tables: Mapping[str, Tensor]) -> Iterator[None]:
+        """The weights outside the blocks in their places: ``tables``, by name, and all but embedding and head from the files."""
         family = self.checkpoint.family
-        inside = (f"{family.blocks}.", f"{family.head}." if family.head else "\0")
+        large = (f"{family.blocks}.", f"{family.embedding}.", *((f"{family.head}.",) if family.head else ()))
         names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
-        wanted = [name for name in names if not name.startswith(inside) and name != f"{family.embedding}.weight"]
-        weights = self._weights(wanted, "")
-        table = None if used is not None or head else self.checkpoint.weight(family.embedding)
-        weights[f"{family.embedding}.weight"] = self._rows(used) if used is not None else (
-            torch.zeros(1, self.checkpoint.size(family.embedding)[1]) if table is None else table)
-        if head and family.head:
-            weights |= self._head()
+        weights = {**self._weights([name for name in names if not name.startswith(large)], ""), **tables}
         for name, weight in weights.items():
             _set(self.model, name, weight)
         try:
@@ -120,17 +121,21 @@ class Skeleton:
             for name, weight in weights.items():
                 _set(self.model, name, torch.empty_like(weight, device="meta"))
 
-    def _rows(self, used: Tensor) -> Tensor:
-        """[rows, width] float32 of the table."""
+    def _rows(self, used: Tensor) -> dict[str, Tensor]:
+        """The table with the rows ``used`` alone, float32."""
         family, checkpoint = self.checkpoint.family, self.checkpoint
         if family.embedding in checkpoint.layouts:
-            return checkpoint.weight(family.embedding)[used]
-        return checkpoint.tensor(f"{family.embedding}.weight")[used].float()
+            return {f"{family.embedding}.weight": checkpoint.weight(family.embedding)[used]}
+        return {f"{family.embedding}.weight": checkpoint.tensor(f"{family.embedding}.weight")[used].float()}
 
     def _head(self) -> dict[str, Tensor]:
-        checkpoint, head = self.checkpoint, self.checkpoint.family.head
-        found = {f"{head}.weight": checkpoint.weight(checkpoint.family.embedding if checkpoint.tied else head)}
-        bias = f"{head}.bias"
+        """The head, and a table of one row, which is looked up for nothing."""
+        checkpoint, family = self.checkpoint, self.checkpoint.family
+        found = {f"{family.embedding}.weight": torch.zeros(1, checkpoint.size(family.embedding)[1])}
+        if family.encoder:
+            return found
+        found[f"{family.head}.weight"] = checkpoint.weight(family.embedding if checkpoint.tied else family.head)
+        bias = f"{family.head}.bias"
         return found | ({bias: checkpoint.tensor(bias).float()} if bias in checkpoint.entries else {})
 
     def _weights(self, names: Sequence[str], prefix: str) -> dict[str, Tensor]:

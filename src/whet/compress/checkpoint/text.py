@@ -54,7 +54,7 @@ def windows_of(checkpoint: Checkpoint, source: Any, *, length: int | None = None
     length = min(length or LONGEST_WINDOW, longest)
     tokenizer = tokenizer_of(checkpoint)
     first = _first(tokenizer)
-    ids = [token for text in texts_in(source) for token in (*first, *tokenizer.encode(text, add_special_tokens=False))]
+    ids = [token for text in texts_in(source) for token in (*first, *tokenizer.encode(text, add_special_tokens=False, verbose=False))]
     step = length - len(first)
     length, step = (length, step) if len(ids) >= step else (len(ids) + len(first), len(ids))
     if len(ids) < FEWEST_TOKENS:

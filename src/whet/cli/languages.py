@@ -1,0 +1,50 @@
+"""What the terminal shows of language models."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from whet.cli.screen import Column, Screen
+
+if TYPE_CHECKING:
+    from whet.compress.checkpoint.compare import LanguageComparison
+    from whet.core.inventory import Inventory
+    from whet.core.measurement import Measurement
+
+
+def show_comparison(screen: Screen, found: LanguageComparison) -> None:
+    """What the candidate lost on a text."""
+    from whet.compress.report.numbers import BYTES, TIMES, number
+
+    def row(title: str, each: Measurement, *, perplexity: bool = False) -> list[str]:
+        value = math.exp(each.value or 0.0) if perplexity else each.value or 0.0
+        ends = () if each.interval is None else (each.interval.low, each.interval.high)
+        told = [f"{math.exp(end) if perplexity else end:.4f}" for end in ends]
+        return [title, f"{value:.4f}", " .. ".join(told), each.method]
+
+    rows = [row("Perplexity, original", found.parent, perplexity=True), row("Perplexity, candidate", found.candidate, perplexity=True),
+            row("Nats lost a token", found.drop), row("KL divergence, nats", found.kl), row("KL, one token in 1000", found.kl_p999),
+            row("Same top token", found.same_top_token)]  # fmt: skip
+    interval = f"{found.drop.interval.confidence:.0%} interval" if found.drop.interval else "interval"
+    how = Column("how", flexible=True, keep="start")
+    screen.table((Column(f"{found.tokens:,} tokens"), Column("value", right=True), Column(interval), how), rows)
+    one, other = found.parent_size.value or 0.0, found.candidate_size.value or 0.0
+    screen.facts({"size": f"{number(one, BYTES)} -> {number(other, BYTES)} ({number(one / max(other, 1), TIMES)} smaller)"})
+
+
+def show_applied(screen: Screen, place: Path, before: Inventory, after: Inventory) -> None:
+    """Where a rounded checkpoint lies, and what became of its layers."""
+    from whet.cli.words import counted
+    from whet.compress.report.numbers import BYTES, TIMES, number
+
+    kinds: dict[str, int] = {}
+    for layer in after.layers:
+        if layer.op in ("Linear", "Embedding", "Head"):
+            kinds[layer.weight_dtype] = kinds.get(layer.weight_dtype, 0) + 1
+    old, new = before.file_bytes or 0, after.file_bytes or 0
+    stored = ", ".join(f"{dtype} in {counted(count, 'layer')}" for dtype, count in kinds.items())
+    size = f"{number(old, BYTES)} -> {number(new, BYTES)} ({number(old / max(new, 1), TIMES)} smaller)"
+    screen.facts({"written": str(place), "size": size, "weights": stored})
+    screen.remark(f"what it lost: whet compare ORIGINAL {place} --data eval.txt")

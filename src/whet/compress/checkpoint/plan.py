@@ -1,0 +1,100 @@
+"""What a recipe would do to a checkpoint and cost: the size to the byte, memory and time from shapes and what this machine can do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from whet.compress.checkpoint.checkpoint import Checkpoint
+from whet.compress.checkpoint.hidden import TOKENS_AT_ONCE
+from whet.compress.checkpoint.layers import inventory
+from whet.compress.checkpoint.resolve import Resolved, resolve, stored_as, tensors_of, windows_wanted
+from whet.compress.checkpoint.stored import Layout, shapes
+from whet.compress.checkpoint.tensor_writer import shards_of
+from whet.compress.checkpoint.text import LONGEST_WINDOW
+from whet.core.inventory import Layer
+from whet.core.measurement import Measurement
+from whet.core.plan import Plan, PlannedLayer
+from whet.core.recipe import Recipe
+from whet.core.target import Target
+
+# Measured on a 2-core machine with AVX-512 by benchmarks/llm.py; they hold as ratios to its limits.
+READ_BYTES_PER_S, ROUND_WEIGHTS_PER_S = 1.5e9, 0.4e9
+LIBRARIES = 550e6  # bytes that torch and transformers take before a model is looked at; torch alone 300e6
+TORCH_ALONE = 300e6
+
+
+def plan_checkpoint(checkpoint: Checkpoint, recipe: Recipe, target: Target, *, windows: int | None = None) -> Plan:
+    """The recipe resolved against the checkpoint. windows: of calibration text, default: as many as the recipe takes, of 2048 tokens."""
+    steps = resolve(checkpoint, recipe, target)
+    layouts = stored_as(checkpoint, steps)
+    by_layer = {name: each for each in steps for name in each.options}
+    layers = tuple(_planned(checkpoint, layer, by_layer.get(layer.name), layouts) for layer in inventory(checkpoint).layers)
+    costs = (_size(checkpoint, layouts), _memory(checkpoint, steps), _time(checkpoint, steps, windows or windows_wanted(recipe)))
+    return Plan(str(checkpoint.folder), recipe, target.name, layers, costs)
+
+
+def _planned(checkpoint: Checkpoint, layer: Layer, resolved: Resolved | None, layouts: Mapping[str, Layout | str]) -> PlannedLayer:
+    if resolved is None or layer.name not in layouts:
+        technique = resolved.used.name if resolved else ""
+        return PlannedLayer(layer.name, layer.op, technique, layer.weight_dtype, "float32", "", layer.weight_bytes, layer.weight_bytes)
+    foresight, layout = resolved.foresights[layer.name], layouts[layer.name]
+    weight = math.prod(layer.weight_shape)
+    rest = _rest(checkpoint, layer)
+    after = rest + (sum(shape.size_bytes for shape in shapes(layer.name, checkpoint.size(layer.name), layout))
+                    if isinstance(layout, Layout) else weight * (4 if layout == "float32" else 2))
+    return PlannedLayer(layer.name, layer.op, resolved.used.name, foresight.weights, foresight.activations, foresight.runs_as,
+                        layer.weight_bytes, after, foresight.note)
+
+
+def _rest(checkpoint: Checkpoint, layer: Layer) -> int:
+    """Bytes of a layer beside its weight: the bias."""
+    bias = f"{layer.name}.bias"
+    return checkpoint.entries[bias][1].size_bytes if bias in checkpoint.entries else 0
+
+
+def _size(checkpoint: Checkpoint, layouts: Mapping[str, Layout | str]) -> Measurement:
+    size = sum(shard.size_bytes for shard in shards_of(tensors_of(checkpoint, layouts)))
+    return Measurement("size_bytes", float(size), " B", source="estimated", method="the safetensors files, to the byte")
+
+
+def _memory(checkpoint: Checkpoint, steps: Sequence[Resolved]) -> Measurement:
+    """The largest layer while it is worked on; with calibration a block in float32, its largest Gram matrix and what solving takes."""
+    sizes = [checkpoint.size(name) for each in steps for name in each.options]
+    largest = max(rows * columns for rows, columns in sizes)
+    if all(each.used.needs == "nothing" for each in steps):
+        found = TORCH_ALONE + 4 * largest * 3
+        return Measurement("working_bytes", found, " B", source="estimated", method="three of the largest layer in float32, and torch")
+    block = sum(rows * columns for rows, columns in (checkpoint.size(name) for name in checkpoint.block_layers(0)))
+    widest = max(columns for _, columns in sizes)
+    tokens = TOKENS_AT_ONCE * (checkpoint.size(checkpoint.family.embedding)[1] * 4 + widest * 3)
+    found = LIBRARIES + 4 * (block + 3 * largest + 3 * widest**2 + tokens)
+    return Measurement("working_bytes", found, " B", source="estimated",
+                       method="a block in float32, three of its largest layer, three Gram matrices, activations of 4096 tokens, libraries")
+
+
+def _time(checkpoint: Checkpoint, steps: Sequence[Resolved], windows: int) -> Measurement:
+    from whet.device.machine_limits import machine_limits
+
+    rate = machine_limits().float32_macs_per_s * 0.8
+    weights = sum(math.prod(checkpoint.size(name)) for name in {name for each in steps for name in each.options})
+    read = sum(entry.size_bytes for _, entry in checkpoint.entries.values()) / READ_BYTES_PER_S
+    seconds = read + weights / ROUND_WEIGHTS_PER_S
+    if any(each.used.needs != "nothing" for each in steps):
+        tokens = windows * min(LONGEST_WINDOW, int(checkpoint.config.get("max_position_embeddings", LONGEST_WINDOW)))
+        seconds += sum(_calibrated(checkpoint, each, tokens) for each in steps if each.used.needs != "nothing") / rate
+    return Measurement("working_s", seconds, " s", source="estimated", n=windows,
+                       method="reading, rounding and the products of calibration, at this machine's measured rates")
+
+
+def _calibrated(checkpoint: Checkpoint, step: Resolved, tokens: int) -> float:
+    """Multiply-accumulates: passes through the blocks, Gram matrices, factors and columns."""
+    found = 0.0
+    for index in range(checkpoint.block_count):
+        names = [name for name in checkpoint.block_layers(index) if name in step.options]
+        sizes: list[tuple[int, int]] = [checkpoint.size(name) for name in names]
+        passes = sum(rows * columns for rows, columns in sizes)
+        widths = {columns for _, columns in sizes}
+        solving = sum(rows * columns**2 / 2 for rows, columns in sizes) + sum(width**3 / 6 for width in widths)
+        found += 3.3 * tokens * passes + tokens * sum(width**2 for width in widths) + solving
+    return found

@@ -86,6 +86,8 @@ def extremes(name: str) -> Iterator[dict[str, Any]]:
 COMPANY: dict[str, tuple[str, ...]] = {"bias_correct": ("static", "bias_correct"), "clip": ("clip", "static")}
 QUICK: dict[str, dict[str, Any]] = {
     "gptq": {"bits": 8},
+    "rtn": {"bits": 8},
+    "hqq": {"bits": 8},
     "adaround": {"bits": 8, "iterations": 10},
     "reconstruct": {"bits": 8, "iterations": 5, "samples": 12},
 }

@@ -39,12 +39,15 @@ MATHEMATICS = {
     "dynamic": ("put/dynamic.py",),
     "float16": ("put/half.py",),
     "gptq": ("column_rounding.py",),
+    "rtn": ("weight_search.py",),
     "adaround": ("soft_rounding.py", "walks/rounding.py"),
     "reconstruct": ("soft_rounding.py", "walks/blocks.py"),
     "bias_correct": ("walks/errors.py",),
     "clip": ("ranges.py", "walks/tensors.py"),
     "equalize": ("walks/chains.py",),
     "smoothquant": ("put/scaling.py", "walks/shared_inputs.py"),
+    "nf4": ("codebook.py", "checkpoint/bitsandbytes_layout.py"),
+    "fp4": ("codebook.py",),
 }
 
 

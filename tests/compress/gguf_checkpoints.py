@@ -14,12 +14,15 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from whet.compress.checkpoint import Checkpoint, open_checkpoint, stored
 from whet.compress.checkpoint.tensor_writer import TensorWriter, shape_of, shards_of
+from whet.compress.codebook import Coded
 from whet.compress.grid import Floats, Grid, Quantised, quantise, weight_grid
 
 ROWS = 320
 TEXT = ("The quick brown fox jumps over 12 lazy dogs; isn't that what they'd say?\n  Once upon a time, there was a little girl named Lily."
         " She loved to play in the park.\n\n\tTom's dog ran 3456 metres.") * 3
 QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+TEKKEN = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+"
+          r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 LLAMA3 = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 
 _SMALL = {"hidden_size": 256, "intermediate_size": 288, "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 2,
@@ -86,8 +89,6 @@ def pieces(first: str = "▁") -> Tokenizer:
     for left, right in (("▁", "t"), ("h", "e"), ("▁t", "he"), ("▁", "a"), ("i", "n"), ("▁", "s"), ("▁t", "o")):
         merges.append((left, right))
         content[left + right] = len(content)
-    merges.insert(3, ("▁", "the"))  # no token "the": a merge that never happens is left out
-    merges.pop(3)
     tokenizer = Tokenizer(models.BPE(content, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     steps: list[Any] = [normalizers.Prepend(first)] if first else []
     tokenizer.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
@@ -105,7 +106,7 @@ def rounded_weight(weight: Floats, *, bits: int, group: int, symmetric: bool = T
     return quantise(weight, half_grid(weight, bits=bits, group=group, symmetric=symmetric))
 
 
-def rounded_copy(source: Checkpoint, folder: Path, rounded: Mapping[str, Quantised]) -> Checkpoint:
+def rounded_copy(source: Checkpoint, folder: Path, rounded: Mapping[str, Quantised | Coded]) -> Checkpoint:
     """The checkpoint with these layers stored rounded."""
     folder.mkdir()
     for file in source.folder.glob("tok*.json"):

@@ -31,6 +31,7 @@ from whet.compress.checkpoint import Checkpoint, open_checkpoint
 from whet.compress.checkpoint.gguf import export_gguf, weights_in
 from whet.compress.checkpoint.gguf.mixes import MIXES, Place, fitting, type_chosen
 from whet.compress.checkpoint.gguf.settings import llama3_divisors
+from whet.compress.codebook import coded
 from whet.core.errors import Refused, Unsupported
 
 
@@ -336,5 +337,18 @@ def test_large_tensors_go_a_few_rows_at_a_time(models: Mapping[str, Checkpoint],
     monkeypatch.setattr(export, "_AT_ONCE", 256 * 7)
     parts = export_gguf(checkpoint, tmp_path / "b.gguf", kind="q8_0")
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
-    assert [tensor.relative_error for tensor in parts.tensors] == pytest.approx([tensor.relative_error for tensor in whole.tensors], rel=1e-6)
-    assert [tensor.exact for tensor in parts.tensors] == [tensor.exact for tensor in whole.tensors]
+    for one, other in zip(parts.tensors, whole.tensors, strict=True):
+        assert one.exact == other.exact
+        assert one.relative_error == pytest.approx(other.relative_error, rel=1e-6)
+
+
+def test_code_books_get_eight_bits_and_an_error(models: Mapping[str, Checkpoint], tmp_path: Path) -> None:
+    layer = "model.layers.0.mlp.up_proj"
+    weight = coded(models["llama"].weight(layer).numpy(), "nf4", block=64, double=True)
+    checkpoint = rounded_copy(models["llama"], tmp_path / "q", {layer: weight})
+    report = export_gguf(checkpoint, tmp_path / "m.gguf")
+    found = next(tensor for tensor in report.tensors if tensor.layer == layer)
+    assert (found.type, found.exact) == ("Q8_0", False)
+    assert 0 < found.relative_error < 0.01
+    kept = dict(weights_in(report.path, checkpoint))[f"{layer}.weight"]
+    assert (kept - torch.from_numpy(weight.values)).norm() < 0.01 * kept.norm()

@@ -7,7 +7,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.compress.gguf_checkpoints import FAMILIES, ROWS, TEXT, divergence, logits, random_checkpoint
+from tests.compress.gguf_checkpoints import (
+    FAMILIES,
+    LLAMA3,
+    QWEN,
+    ROWS,
+    TEKKEN,
+    TEXT,
+    all_rounded,
+    byte_level,
+    divergence,
+    logits,
+    pieces,
+    random_checkpoint,
+    save_tokenizer,
+)
+from tokenizers import AddedToken, Tokenizer
 
 from whet.compress.checkpoint import Checkpoint, open_checkpoint
 from whet.compress.checkpoint.gguf import export_gguf, weights_in
@@ -52,15 +67,32 @@ def test_linear_scaling(tmp_path: Path) -> None:
     assert compared(checkpoint, tmp_path / "m.gguf", IDS) < 2e-5
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma", "gpt2", "qwen2"])
-def test_text_is_cut_as_by_transformers(tmp_path: Path, family: str) -> None:
-    from tokenizers import Tokenizer
+@pytest.mark.parametrize("kind", ["q2_k", "q3_k_m", "q4_k_s", "q5_k_m", "q6_k", "q4_0", "q4_1", "q5_0", "q5_1", "f16", "bf16"])
+def test_every_kind_computes_the_same(tmp_path: Path, kind: str) -> None:
+    checkpoint = random_checkpoint(tmp_path, "llama", intermediate_size=512)
+    export_gguf(checkpoint, tmp_path / "m.gguf", kind=kind)
+    assert compared(checkpoint, tmp_path / "m.gguf", IDS) < 3e-3
 
-    checkpoint = random_checkpoint(tmp_path, family)
+
+@pytest.mark.parametrize(("bits", "group", "symmetric"), [(4, 32, True), (4, 64, False), (2, 256, False), (3, 256, True), (4, 0, False)])
+def test_codes_compute_the_same(tmp_path: Path, bits: int, group: int, symmetric: bool) -> None:
+    checkpoint = all_rounded(random_checkpoint(tmp_path / "f", "llama", intermediate_size=512), tmp_path / "q", bits=bits, group=group,
+                             symmetric=symmetric)
+    assert export_gguf(checkpoint, tmp_path / "m.gguf").exact
+    assert compared(checkpoint, tmp_path / "m.gguf", IDS) < 3e-3
+
+
+@pytest.mark.parametrize("tokenizer", [
+    pieces(), pieces(""), byte_level(None), byte_level(None, digits=True), byte_level(QWEN), byte_level(LLAMA3), byte_level(TEKKEN)],
+    ids=["pieces", "pieces without a space", "gpt-2", "smollm", "qwen2", "llama-bpe", "tekken"])
+def test_text_is_cut_as_by_transformers(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    checkpoint = random_checkpoint(tmp_path, "llama")
+    tokenizer.add_tokens([AddedToken("<also>", normalized=False)])
+    save_tokenizer(tmp_path, tokenizer)
     export_gguf(checkpoint, tmp_path / "m.gguf")
     model = llama_cpp.Llama(str(tmp_path / "m.gguf"), vocab_only=True, verbose=False)
-    wanted = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(TEXT, add_special_tokens=False).ids
-    assert model.tokenize(TEXT.encode(), add_bos=False, special=True) == wanted
+    for text in (TEXT, "Ünïcode — 日本 🙂", "a<also>b </s>"):
+        assert model.tokenize(text.encode(), add_bos=False, special=True) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
 @pytest.mark.parametrize(("kind", "most"), [("f16", 1e-5), ("q8_0", 1e-3), ("q4_0", 1e-3), ("q4_k_m", 1e-3)])

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.compress.gguf_checkpoints import LLAMA3, QWEN, ROWS, TEXT, byte_level, pieces, save_tokenizer
+from tests.compress.gguf_checkpoints import LLAMA3, QWEN, ROWS, TEKKEN, TEXT, byte_level, pieces, save_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from whet.compress.checkpoint.gguf.tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary, vocabulary_of
@@ -15,8 +15,7 @@ from whet.core.errors import Refused, Unsupported
 
 
 def cut_by_scores(vocabulary: Vocabulary, text: str) -> list[int]:
-    """What llama.cpp's llm_tokenizer_spm does, slowly: join the two neighbours whose union has the highest score, the leftmost of equal ones.
-    """
+    """What llama.cpp's llm_tokenizer_spm does, slowly: join the two neighbours whose union scores highest, the leftmost of equal ones."""
     if not text:
         return []
     ids = {token: number for number, token in enumerate(vocabulary.tokens)}
@@ -67,7 +66,7 @@ def test_metaspace_puts_the_space(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("pattern", "digits", "name"), [(None, False, "gpt-2"), (None, True, "smollm"), (QWEN, False, "qwen2"),
-                                                         (LLAMA3, False, "llama-bpe")])
+                                                         (LLAMA3, False, "llama-bpe"), (TEKKEN, False, "tekken")])
 def test_ways_of_cutting_have_their_names(tmp_path: Path, pattern: str | None, digits: bool, name: str) -> None:
     save_tokenizer(tmp_path, byte_level(pattern, digits=digits))
     vocabulary = vocabulary_of(tmp_path, ROWS)
@@ -86,6 +85,7 @@ def test_merges_are_written(tmp_path: Path) -> None:
     merges = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["merges"]
     assert said["tokenizer.ggml.merges"] == [" ".join(merge) for merge in merges]
     assert (said["tokenizer.ggml.bos_token_id"], said["tokenizer.ggml.eos_token_id"]) == (1, 2)
+    assert said["tokenizer.ggml.add_bos_token"] is False
 
 
 def test_what_llama_cpp_cannot_cut(tmp_path: Path) -> None:

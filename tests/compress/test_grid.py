@@ -22,6 +22,7 @@ from whet.compress.grid import (
     quantise,
     quantise_bias,
     scale_for_bias,
+    storable,
     weight_grid,
 )
 from whet.core.errors import Refused
@@ -114,6 +115,56 @@ def test_nothing_overflows_on_the_way() -> None:
     with np.errstate(over="ignore"):  # x / scale is infinite, and clipped
         codes = quantise(extremes, grid_of(1e-3, 7)).codes
     assert codes.tolist() == [255, 0, 7, 7, 7]
+
+
+@pytest.mark.parametrize(("axis", "block"), [(None, 0), (0, 0), (1, 0), (1, 7), (0, 7)])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_large_arrays_are_rounded_as_small_ones_are(axis: int | None, block: int, symmetric: bool) -> None:
+    """Pieces and threads change nothing: against the same written in one go."""
+    values = np.random.default_rng(1).standard_normal((1100, 1030)).astype(np.float32)
+    grid = weight_grid(values, bits=4, symmetric=symmetric, axis=axis, block=block)
+    scale, zero = grid.scale, grid.zero_point
+    if axis is not None:
+        index = np.arange(values.shape[axis]) // max(block, 1)
+        scale, zero = (part.take(index, axis) if block else part[:, None] if axis == 0 else part for part in (scale, zero))
+    codes = np.clip(np.rint(values / scale) + zero, grid.lowest, grid.highest).astype(np.int8 if symmetric else np.uint8)
+    found = quantise(values, grid)
+    assert found.codes.dtype == codes.dtype
+    assert np.array_equal(found.codes, codes)
+    assert np.array_equal(found.values, (codes.astype(np.int32) - zero).astype(np.float32) * scale)
+    if block and axis == 1:
+        for key in [(0, 0), (600, 3), (1099, 147)]:
+            some = values[key[0], key[1] * 7 : key[1] * 7 + 7]
+            assert grid.scale[key] == weight_grid(some[None], bits=4, symmetric=symmetric, axis=0).scale[0]
+
+
+def test_a_single_number_is_rounded_too() -> None:
+    found = quantise(np.array(0.26, np.float32), grid_of(0.1, 3))
+    assert (found.codes.shape, int(found.codes), float(found.values)) == ((), 6, pytest.approx(0.3))
+
+
+# -- scales that are stored -----------------------------------------------------------------------------------------------------
+
+
+@given(arrays(np.float32, 5, elements=st.floats(np.float32(2.0**-100), np.float32(2.0**100), width=32)))
+def test_scales_come_back_as_they_were_stored(scale: Array) -> None:
+    found = storable(scale, "float16")
+    assert found.dtype == np.float32
+    assert np.array_equal(found.astype(np.float16).astype(np.float32), found)
+    assert np.isfinite(found).all()
+    assert (found > 0).all()
+    inside = (scale >= 2.0**-14) & (scale <= 65504)
+    assert np.all(np.abs(found[inside] / scale[inside] - 1) <= 2.0**-11)
+    assert np.array_equal(storable(scale, "float32"), scale)
+
+
+def test_the_zero_point_is_that_of_the_scale_that_is_stored() -> None:
+    low = -np.linspace(0.5, 3, 400)
+    scale, zero = from_range(low, low + 5e-4 * np.arange(400) + 4, bits=8, signed=False, symmetric=False, scales="float16")
+    assert np.array_equal(scale, scale.astype(np.float16))
+    assert np.array_equal(zero, np.rint(-low / scale))
+    before = from_range(low, low + 5e-4 * np.arange(400) + 4, bits=8, signed=False, symmetric=False)[1]
+    assert not np.array_equal(zero, before)
 
 
 # -- from_range -----------------------------------------------------------------------------------------------------------------

@@ -158,11 +158,12 @@ def test_float16_arithmetic_is_foreseen_where_the_target_has_it() -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_weights_are_left_alone_but_by_what_changes_weights_alone(name: str, dtype: str) -> None:
     layer = Layer("m", "MatMul", weight_shape=(64, 32), weight_dtype=dtype)
-    assert foreseen(name, layer).applies is (name in ("weight_only", "gptq", "adaround", "equalize", "smoothquant"))
+    assert foreseen(name, layer).applies is (name in ("weight_only", "rtn", "hqq", "gptq", "adaround", "equalize", "smoothquant"))
 
 
 @pytest.mark.parametrize(("name", "options"), [
-    ("weight_only", {}), ("gptq", {"bits": 8}), ("adaround", {"bits": 8, "iterations": 5}), ("equalize", {}), ("smoothquant", {}),
+    ("weight_only", {}), ("rtn", {"bits": 8}), ("hqq", {"bits": 8}), ("gptq", {"bits": 8}),
+    ("adaround", {"bits": 8, "iterations": 5}), ("equalize", {}), ("smoothquant", {}),
 ])
 def test_a_half_precision_model_goes_on_computing_in_half_precision(name: str, options: dict[str, Any]) -> None:
     g = Sketch()

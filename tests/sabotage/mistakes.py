@@ -50,8 +50,8 @@ MISTAKES = (
     Mistake(
         "one code too few in a range",
         "compress/grid.py",
-        "scale = _positive((high32 - low32) / (highest - lowest))",
-        "scale = _positive((high32 - low32) / (highest - lowest + 1))",
+        "scale = storable(_positive((high32 - low32) / (highest - lowest)), scales)",
+        "scale = storable(_positive((high32 - low32) / (highest - lowest + 1)), scales)",
         GRID,
         "from_range or zero_lies or relu or weight_grids",
     ),

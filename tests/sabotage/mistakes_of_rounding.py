@@ -185,12 +185,12 @@ MISTAKES = (
         "specification",
     ),
     Mistake(
-        "blocks across the taps of a kernel",
+        "blocks across a stack of matrices",
         "compress/techniques/rtn.py",
         "layer.weight.ndim == 2 else 0",
         "layer.weight.ndim >= 2 else 0",
         RTN,
-        "no_matrix or graphs",
+        "no_matrix",
     ),
     Mistake(
         "outliers left in",

@@ -8,19 +8,27 @@ simulated here and what onnxruntime computes are the same numbers.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from whet.core.errors import Refused
+from whet.device.machine import usable_cores
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
+Rows = slice | EllipsisType
 
 # Below this a scale would be a subnormal number, which runtimes flush to zero; a range that small holds no information.
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+# So many numbers are worked on at a time, which with their codes lie in the cache of a core (512 kB and more of L2); two cores share
+# what has so many more that threads are worth their start.
+CACHED, WORTH_THREADS, MOST_THREADS = 1 << 15, 1 << 20, 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +80,11 @@ class Quantised:
         return dequantise(self.codes, self.grid)
 
 
-def from_range(low: Array | float, high: Array | float, *, bits: int, signed: bool, symmetric: bool,
-               narrow: bool | None = None) -> tuple[Floats, NDArray[np.int32]]:
+def from_range(low: Array | float, high: Array | float, *, bits: int, signed: bool, symmetric: bool, narrow: bool | None = None,
+               scales: str = "float32") -> tuple[Floats, NDArray[np.int32]]:
     """Scale and zero point so that ``low``..``high`` (any shape, widened to hold 0) fits the grid.
+
+    scales: the dtype that the scale will be stored in; it is a number of that dtype, and the zero point is that of this scale.
 
     symmetric: zero point in the middle (0 if signed). narrow: leave the lowest signed code out, so that the codes are as many
     below zero as above (Nagel et al. 2021, "A White Paper on Neural Network Quantization", section 2.2); default: as symmetric.
@@ -89,46 +99,108 @@ def from_range(low: Array | float, high: Array | float, *, bits: int, signed: bo
         widest = np.maximum(-low32, high32)
         # narrow: +-127 of int8. Wide: the whole of -128..127, where only the positive end limits.
         steps = (highest - middle) if (narrow or narrow is None) else (highest - middle + 1)
-        scale = _positive(widest / steps)
+        scale = storable(_positive(widest / steps), scales)
         return scale, np.full(scale.shape, middle, np.int32)
-    scale = _positive((high32 - low32) / (highest - lowest))
+    scale = storable(_positive((high32 - low32) / (highest - lowest)), scales)
     zero = np.rint(lowest - low32 / scale)
     return scale, np.clip(zero, lowest, highest).astype(np.int32)
 
 
-def weight_grid(weight: Array, *, bits: int, symmetric: bool = True, axis: int | None = None, block: int = 0) -> Grid:
+def storable(scale: Floats, dtype: str) -> Floats:
+    """The scales as they come back from storage in ``dtype`` ("float32" or "float16"), float32: the nearest, but never 0 or infinite."""
+    kind = np.finfo(np.dtype(dtype))
+    if kind.dtype == np.float32:
+        return scale
+    return np.clip(scale, kind.smallest_subnormal, kind.max).astype(kind.dtype).astype(np.float32)
+
+
+def weight_grid(weight: Array, *, bits: int, symmetric: bool = True, axis: int | None = None, block: int = 0,
+                scales: str = "float32") -> Grid:
     """The min-max grid of a weight: one range for all, per channel of ``axis``, or per block of ``block`` along ``axis``.
 
-    Signed where symmetric, else unsigned, as onnxruntime's kernels want it. Raises Refused on NaN or infinity.
+    Signed where symmetric, else unsigned, as onnxruntime's kernels want it. scales: the dtype that they will be stored in.
+    Raises Refused on NaN or infinity.
     """
-    if not np.all(np.isfinite(weight)):
-        raise Refused("quantise a weight", found="NaN or infinity in it", do="repair or retrain the model")
     low, high = _extremes(weight, axis, block)
-    scale, zero = from_range(low, high, bits=bits, signed=symmetric, symmetric=symmetric)
+    if not (np.all(np.isfinite(low)) and np.all(np.isfinite(high))):  # both pass NaN on
+        raise Refused("quantise a weight", found="NaN or infinity in it", do="repair or retrain the model")
+    scale, zero = from_range(low, high, bits=bits, signed=symmetric, symmetric=symmetric, scales=scales)
     return Grid(bits, symmetric, scale, zero, axis, block)
 
 
 def quantise(values: Array, grid: Grid) -> Quantised:
     """Each value to the code of the nearest point of the grid; ties to even codes, values outside to the ends."""
-    scale, zero = _spread(grid, values.shape)
-    # In place and in float32, which holds every code exactly: a table of 2 GB is rounded with one more of its size in memory.
-    codes = np.asarray(np.asarray(values, np.float32) / scale)
-    np.rint(codes, out=codes)
-    codes += zero.astype(np.float32)
     width = np.int16 if grid.bits > 8 else np.int8
-    kind = width if grid.signed else np.dtype(f"u{np.dtype(width).name}").type
-    return Quantised(np.clip(codes, grid.lowest, grid.highest, out=codes).astype(kind), grid)
+    found = np.empty(values.shape, width if grid.signed else np.dtype(f"u{np.dtype(width).name}"))
+
+    def part(rows: Rows) -> None:
+        scale, zero = _spread(grid, values.shape, rows)
+        found[rows] = nearest_codes(np.asarray(values[rows], np.float32), scale, zero, grid)
+
+    in_parts(values, part)
+    return Quantised(found, grid)
+
+
+def nearest_codes(values: Floats, scale: Floats, zero: Floats, grid: Grid) -> Floats:
+    """The codes as float32, which holds them all exactly. scale, zero: float32, in shapes that broadcast against the values; ``grid`` has
+    only the ends.
+    """
+    codes = np.asarray(values / scale)
+    np.rint(codes, out=codes)
+    codes += zero
+    return np.clip(codes, grid.lowest, grid.highest, out=codes)
+
+
+def steps_to_nearest(values: Floats, scale: Floats, zero: Floats, grid: Grid) -> Floats:
+    """How many steps (not a whole number) lie between each value and the nearest point of the grid; shapes as in ``nearest_codes``."""
+    exact = np.asarray(values / scale)
+    nearest = np.rint(exact)
+    if grid.signed:  # symmetric: numbers in the place of arrays are twice as fast
+        np.clip(nearest, grid.lowest, grid.highest, out=nearest)
+    else:
+        np.maximum(nearest, grid.lowest - zero, out=nearest)
+        np.minimum(nearest, grid.highest - zero, out=nearest)
+    return np.subtract(nearest, exact, out=exact)
 
 
 def dequantise(codes: Array, grid: Grid) -> Floats:
     """(codes - zero_point) * scale, float32."""
-    scale, zero = _spread(grid, codes.shape)
-    return (codes.astype(np.int32) - zero).astype(np.float32) * scale
+    found = np.empty(codes.shape, np.float32)
+
+    def part(rows: Rows) -> None:
+        scale, zero = _spread(grid, codes.shape, rows)
+        values = found[rows]
+        values[...] = codes[rows]
+        values -= zero
+        values *= scale
+
+    in_parts(codes, part)
+    return found
 
 
 def fake_quantise(values: Array, grid: Grid) -> Floats:
     """The values as they come back from the grid, float32."""
     return quantise(values, grid).values
+
+
+def in_parts(values: Array, work: Callable[[Rows], None]) -> None:
+    """Do ``work`` to slices of the first axis, each about as much as a core's cache holds, and large arrays on two threads.
+
+    A number goes through half a dozen steps; done slice by slice, what one step wrote is in the cache for the next, and memory is read
+    and written once. numpy lets other threads run while it computes.
+    """
+    if values.ndim == 0:
+        work(...)
+        return
+    rows = max(1, CACHED * len(values) // max(values.size, 1))
+    parts = [slice(first, first + rows) for first in range(0, len(values), rows)]
+    threads = min(MOST_THREADS, usable_cores(), len(parts)) if values.size >= WORTH_THREADS else 1
+    if threads == 1:
+        for each in parts:
+            work(each)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, parts))
 
 
 def quantise_bias(bias: Floats, scale: Floats) -> NDArray[np.int32]:
@@ -166,24 +238,47 @@ def _positive(scale: NDArray[np.float64]) -> Floats:
 
 
 def _extremes(weight: Array, axis: int | None, block: int) -> tuple[Array, Array]:
+    """The lowest and highest value of what shares a scale, in the shape of the scales. Without blocks, widened to hold 0."""
     if axis is None:
         return weight.min(initial=0), weight.max(initial=0)
+    if not block or axis % weight.ndim == 0:
+        return _least(weight, axis, block, np.minimum), _least(weight, axis, block, np.maximum)
+    low, high = (np.empty(_scales_shape(weight.shape, axis, block), weight.dtype) for _ in range(2))
+
+    def part(rows: Rows) -> None:
+        low[rows], high[rows] = (_least(weight[rows], axis, block, which) for which in (np.minimum, np.maximum))
+
+    in_parts(weight, part)
+    return low, high
+
+
+def _least(weight: Array, axis: int, block: int, which: np.ufunc) -> Array:
+    """The minimum or maximum of what shares a scale."""
     if block:
         starts = np.arange(0, weight.shape[axis], block)
-        return np.minimum.reduceat(weight, starts, axis), np.maximum.reduceat(weight, starts, axis)
+        return np.asarray(which.reduceat(weight, starts, axis))
     others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
-    return weight.min(axis=others, initial=0), weight.max(axis=others, initial=0)
+    return np.asarray(which.reduce(weight, axis=others, initial=0))
 
 
-def _spread(grid: Grid, shape: tuple[int, ...]) -> tuple[Floats, NDArray[np.int32]]:
-    """Scale and zero point in a shape that broadcasts against a tensor of ``shape``."""
+def _scales_shape(shape: tuple[int, ...], axis: int, block: int) -> tuple[int, ...]:
+    return tuple(block_count(size, block) if at == axis % len(shape) else size for at, size in enumerate(shape))
+
+
+def _spread(grid: Grid, shape: tuple[int, ...], rows: Rows) -> tuple[Floats, Floats]:
+    """Scale and zero point, float32, in a shape that broadcasts against ``rows`` of the first axis of a tensor of ``shape``."""
     if grid.axis is None:
-        return grid.scale, grid.zero_point
-    axis = grid.axis % len(shape)
-    if grid.block:
-        size = shape[axis]
-        scale = np.repeat(grid.scale, grid.block, axis).take(range(size), axis)
-        return scale, np.repeat(grid.zero_point, grid.block, axis).take(range(size), axis)
-    broad = [1] * len(shape)
-    broad[axis] = shape[axis]
-    return grid.scale.reshape(broad), grid.zero_point.reshape(broad)
+        return grid.scale, grid.zero_point.astype(np.float32)
+    assert isinstance(rows, slice)
+    axis, (start, stop, _) = grid.axis % len(shape), rows.indices(shape[0])
+    if not grid.block:
+        broad, own = [-1 if i == axis else 1 for i in range(len(shape))], rows if axis == 0 else slice(None)
+        return grid.scale[own].reshape(broad), grid.zero_point[own].astype(np.float32).reshape(broad)
+    if axis == 0:
+        first = start // grid.block
+        own, cut = slice(first, block_count(stop, grid.block)), slice(start - first * grid.block, stop - first * grid.block)
+    else:
+        own, cut = rows, slice(shape[axis])
+    inside = (slice(None),) * axis + (cut,)
+    scale, zero = (np.repeat(part, grid.block, axis)[inside] for part in (grid.scale[own], grid.zero_point[own].astype(np.float32)))
+    return scale, zero

@@ -13,6 +13,7 @@ from torch import Tensor
 from whet.compress.checkpoint.block import BlockAtWork
 from whet.compress.checkpoint.families import Readers
 from whet.compress.checkpoint.hidden import Hidden
+from whet.compress.column_rounding import add_moments, mirrored
 from whet.compress.technique import Change, Technique
 from whet.compress.views import Block, GramView, Learned, Scaled, SharedGram
 from whet.core.target import Target
@@ -108,11 +109,11 @@ class Moments:
         width = block.weight(readers.layers[0]).shape[1]
         self.gram, self.magnitudes, self.rows = torch.zeros(width, width), torch.zeros(width), 0
         block.inputs(readers.layers[0], hidden, self._add)
-        self.gram /= max(self.rows, 1)
+        mirrored(self.gram).div_(max(self.rows, 1))
         self.magnitudes /= max(self.rows, 1)
 
     def _add(self, inputs: Tensor) -> None:
-        self.gram.addmm_(inputs.t(), inputs)
+        add_moments(self.gram, inputs)
         self.magnitudes += inputs.abs().sum(0)
         self.rows += len(inputs)
 
@@ -128,21 +129,33 @@ def movable(block: BlockAtWork, readers: Readers) -> bool:
 
 def move(block: BlockAtWork, readers: Readers, factors: Tensor) -> None:
     """Divide what the readers read by [in] factors, in the norm or layer that makes it, and multiply their weights."""
+    if readers.norm:
+        factors = _into_norm(block, readers.norm, factors)
+    else:
+        block.set_weight(readers.maker, block.weight(readers.maker) / factors[:, None])
+        _divide_bias(block, readers.maker, factors)
     for layer in readers.layers:
         block.set_weight(layer, block.weight(layer) * factors)
-    if readers.norm:
-        offset = block.skeleton.checkpoint.family.norm_offset
-        norm = block.module.get_submodule(readers.norm)
-        weight: Tensor = norm.weight  # type: ignore[assignment]
-        block.set_plain(f"{readers.norm}.weight", (weight + offset) / factors - offset)
-        bias = getattr(norm, "bias", None)
-        if bias is not None:
-            block.set_plain(f"{readers.norm}.bias", bias / factors)
-        return
-    block.set_weight(readers.maker, block.weight(readers.maker) / factors[:, None])
-    bias = getattr(block.module.get_submodule(readers.maker), "bias", None)
+
+
+def _into_norm(block: BlockAtWork, name: str, factors: Tensor) -> Tensor:
+    """Divide what a norm gives by factors. Returns those that its numbers stand for as they are stored: often in 16 bits, and the layers behind
+    it can make up for that.
+    """
+    offset, dtype = block.skeleton.checkpoint.family.norm_offset, block.skeleton.checkpoint.tensor(f"{block.whole(name)}.weight").dtype
+    weight: Tensor = block.module.get_submodule(name).weight  # type: ignore[assignment]
+    stored = ((weight + offset) / factors - offset).to(dtype).float()
+    stored = torch.where(stored + offset == 0, weight, stored)  # what became too small stays as it was
+    block.set_plain(f"{name}.weight", stored)
+    real = torch.where(weight + offset == 0, 1.0, (weight + offset) / (stored + offset))
+    _divide_bias(block, name, real)
+    return real
+
+
+def _divide_bias(block: BlockAtWork, name: str, factors: Tensor) -> None:
+    bias = getattr(block.module.get_submodule(name), "bias", None)
     if bias is not None:
-        block.set_plain(f"{readers.maker}.bias", bias / factors)
+        block.set_plain(f"{name}.bias", bias / factors)
 
 
 def _put(block: BlockAtWork, layer: str, change: Change) -> None:

@@ -1,8 +1,7 @@
 """How the rounded weight of a layer lies in a checkpoint: tensors of integers, their scales, and the words in config.json that say so.
 
-Integers lie as in the "pack-quantized" format of the compressed-tensors package (its file
-compressors/quantized_compressors/pack_quantized.py), which transformers and vLLM read: 32 // bits codes in each int32, the first one in the
-lowest bits, codes counted from 0. Numbers on a code book (NF4, FP4) lie as bitsandbytes stores its Params4bit.
+Integers lie as in the "pack-quantized" format of the compressed-tensors package, version 0.20 (compressors/pack_quantized/helpers.py),
+which transformers and vLLM read: codes counted from 0, bit after bit in int32, so that 3 bits take 3 (older versions left gaps). Numbers on a code book (NF4, FP4) lie as bitsandbytes stores its Params4bit.
 """
 
 from __future__ import annotations
@@ -50,10 +49,10 @@ def shapes(layer: str, size: tuple[int, int], layout: Layout) -> list[Shape]:
     if layout.kind != "int":
         return bitsandbytes_layout.shapes(layer, size, kind=layout.kind, block=layout.group, double=layout.double)
     rows, columns = size
-    groups, a_word = block_count(columns, layout.group) if layout.group else 1, 32 // layout.bits
-    found = [Shape(f"{layer}.weight_packed", "I32", (rows, -(-columns // a_word))), Shape(f"{layer}.weight_scale", "F16", (rows, groups))]
+    groups, bits = block_count(columns, layout.group) if layout.group else 1, layout.bits
+    found = [Shape(f"{layer}.weight_packed", "I32", (rows, words_for(columns, bits))), Shape(f"{layer}.weight_scale", "F16", (rows, groups))]
     if not layout.symmetric:
-        found.append(Shape(f"{layer}.weight_zero_point", "I32", (-(-rows // a_word), groups)))
+        found.append(Shape(f"{layer}.weight_zero_point", "I32", (words_for(rows, bits), groups)))
     return [*found, Shape(f"{layer}.weight_shape", "I64", (2,))]
 
 
@@ -100,28 +99,42 @@ def size_of(layer: str, layout: Layout, read: Read) -> tuple[int, int]:
 
 
 def packed(codes: Array, bits: int) -> Array:
-    """[rows, n] uint8 below 2**bits as int32 [rows, n / (32 // bits), rounded up], the first code in the lowest bits."""
-    a_word = 32 // bits
+    """[rows, n] uint8 below 2**bits as int32 [rows, n * bits / 32, rounded up], bit after bit without gaps, the lowest ones first."""
     rows, count = codes.shape
-    if count % a_word:
-        codes = np.pad(codes, ((0, 0), (0, -count % a_word)))
+    words = words_for(count, bits)
+    if count % 32:
+        codes = np.pad(codes, ((0, 0), (0, -count % 32)))
     if bits in (4, 8):  # whole codes in each byte: half the work of the general way
         by_byte = codes[:, 0::2] | (codes[:, 1::2] << np.uint8(4)) if bits == 4 else codes
-        return np.ascontiguousarray(by_byte).view("<i4")
-    words = np.zeros((rows, codes.shape[1] // a_word), np.uint32)
-    for index in range(a_word):
-        words |= codes[:, index::a_word].astype(np.uint32) << np.uint32(index * bits)
-    return words.view(np.int32)
+        return np.ascontiguousarray(by_byte).view("<i4")[:, :words]
+    groups = codes.reshape(rows, -1, 32)
+    found = np.zeros((rows, groups.shape[1], bits), np.uint32)
+    for index in range(32):
+        word, offset = divmod(index * bits, 32)
+        found[..., word] |= groups[..., index].astype(np.uint32) << np.uint32(offset)
+        if offset + bits > 32:  # the rest of the code goes into the next word
+            found[..., word + 1] |= groups[..., index].astype(np.uint32) >> np.uint32(32 - offset)
+    return found.reshape(rows, -1)[:, :words].view(np.int32)
 
 
 def codes_in(words: Array, bits: int, count: int) -> Array:
     """[rows, count] uint8, the codes that were packed into int32 [rows, words]."""
-    a_word = 32 // bits
-    unsigned = words.view(np.uint32)
-    found = np.empty((words.shape[0], words.shape[1] * a_word), np.uint8)
-    for index in range(a_word):
-        found[:, index::a_word] = (unsigned >> np.uint32(index * bits)) & np.uint32((1 << bits) - 1)
-    return np.ascontiguousarray(found[:, :count])
+    rows, mask = words.shape[0], np.uint32((1 << bits) - 1)
+    missing = -words.shape[1] % bits
+    groups = np.pad(words, ((0, 0), (0, missing))).view(np.uint32).reshape(rows, -1, bits)
+    found = np.empty((rows, groups.shape[1], 32), np.uint8)
+    for index in range(32):
+        word, offset = divmod(index * bits, 32)
+        code = groups[..., word] >> np.uint32(offset)
+        if offset + bits > 32:
+            code |= groups[..., word + 1] << np.uint32(32 - offset)
+        found[..., index] = code & mask
+    return np.ascontiguousarray(found.reshape(rows, -1)[:, :count])
+
+
+def words_for(count: int, bits: int) -> int:
+    """How many int32 hold so many codes."""
+    return -(-count * bits // 32)
 
 
 def described(layouts: Mapping[str, Layout], others: tuple[str, ...]) -> dict[str, object]:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 
-from whet.compress.grid import Floats, Grid, Quantised, quantise, stored_bits, weight_grid
-from whet.compress.technique import Change, Foresight, LayerView, Search
+from whet.compress.grid import Array, Floats, Grid, Quantised, quantise, stored_bits, weight_grid
+from whet.compress.technique import LANGUAGE_OPS, Change, Foresight, LayerView, Search, rounded_matrix
 from whet.compress.techniques import weight_only
 from whet.compress.views import GramView
 from whet.compress.weight_search import searched_grid
 from whet.core.errors import Refused
 from whet.core.inventory import Layer
 from whet.core.target import Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Layers whose output is a sum over inputs that can be lined up as vectors; the others are rounded plainly.
 OPS = frozenset({"Conv", "Gemm", "MatMul"})
@@ -33,6 +36,8 @@ def gptq(view: GramView, target: Target, *,
                                       "stand")] = "activations",
          damping: Annotated[float, Search(0.01, 0.1, help="share of the mean second moment that is added to each; raised tenfold "
                                           "while the matrix cannot be factored", only=False, least=0.0, most=10.0)] = 0.01,
+         enough: Annotated[float, Search(1.0, 0.0, 4.0, help="input vectors below which a layer is rounded plainly, as a multiple of its "
+                                         "inputs", only=False, least=0.0, most=1000.0)] = 1.0,
          accuracy_level: Annotated[int, Search(0, 4, help="MatMulNBits: 0 computes in float32, 4 with int8 activations "
                                                "(faster)")] = 4,
          samples: Annotated[int, Search(300, 32, help="how many calibration samples the second moments are taken over", only=False,
@@ -45,7 +50,8 @@ def gptq(view: GramView, target: Target, *,
     Cost: one pass of the calibration data through the model in torch, with second moments [in, in] of each layer's inputs:
     rows * in^2 multiplications, rows being at most 16384 or 16 * in; then in^3 / 3 for the factor and out * in^2 for the columns.
     Limits: convolutions and matrix products with one matrix. Transposed convolutions, recurrent layers, tables and stacks of matrices
-    are rounded plainly, one scale an output channel. Smaller on disk; faster only where ``static`` follows.
+    are rounded plainly, one scale an output channel. So is, with a warning, a layer that saw too few vectors: what is fitted to fewer
+    than it has inputs is worse than plain rounding on others. Smaller on disk; faster only where ``static`` follows.
 
     Least sum of ((W - W') x)^2, H = mean of x x^T + damping * mean(diag H) * I = R R^T with R upper triangular. Column j becomes the
     nearest number of the grid to w_j + sum over i < j of (w_i - w'_i) R_ij / R_jj. The grids, those of blocks too, are those of W
@@ -57,20 +63,24 @@ def gptq(view: GramView, target: Target, *,
 
     weight, groups, kernel = flat_weight(view.layer), len(view.gram), {"accuracy_level": accuracy_level}
     block = block if groups else 0
-    grid = grid_of(weight, bits=min(bits, target.weight_bits), block=block, symmetric=symmetric, search=search)
-    if view.rows == 0:
+    grid = grid_of(weight, bits=min(bits, target.weight_bits), block=block, symmetric=symmetric, search=search, scales=view.layer.scales)
+    if view.rows == 0 or view.rows < enough * weight.shape[1]:
         if groups:
-            _log.warning("gptq: %s saw no inputs; its weights are rounded plainly", view.layer.name)
+            seen = f"only {view.rows} input vectors for {weight.shape[1]} inputs" if view.rows else "no inputs"
+            _log.warning("gptq: %s saw %s; its weights are rounded plainly", view.layer.name, seen)
         return Change(weight=quantise(weight, grid), kernel=kernel)
-    found = [solve(torch.tensor(part), torch.tensor(gram), each, order=order, damping=damping, name=view.layer.name)
+    found = [solve(_tensor(part), _tensor(gram), each, order=order, damping=damping, name=view.layer.name)
              for part, gram, each in zip(np.split(weight, groups), view.gram, _split(grid, groups), strict=True)]
-    codes = torch.cat(found).numpy().astype(np.int8 if grid.signed else np.uint8)
-    return Change(weight=Quantised(codes, grid), kernel=kernel)
+    return Change(weight=Quantised((found[0] if groups == 1 else torch.cat(found)).numpy(), grid), kernel=kernel)
 
 
 def foresee(layer: Layer, target: Target, *, bits: int = 4, block: int = 0, symmetric: bool = True, search: bool = True,
-            order: str = "activations", damping: float = 0.01, accuracy_level: int = 4, samples: int = 300) -> Foresight:
+            order: str = "activations", damping: float = 0.01, enough: float = 1.0, accuracy_level: int = 4,
+            samples: int = 300) -> Foresight:
     """Whatever ``weight_only`` would store; plainly rounded where the inputs cannot be lined up."""
+    if layer.op in LANGUAGE_OPS:
+        note = "what multiplies a table of tokens is not known; rtn rounds it"
+        return rounded_matrix(bits, block, symmetric) if layer.op == "Linear" else Foresight(False, note=note)
     lined_up, width = _lined_up(layer.op, len(layer.weight_shape)), min(bits, target.weight_bits)
     found = weight_only.foresee(layer, target, bits=width, block=block if lined_up and width in (4, 8) else 0, symmetric=symmetric,
                                 accuracy_level=accuracy_level)
@@ -81,10 +91,17 @@ def foresee(layer: Layer, target: Target, *, bits: int = 4, block: int = 0, symm
     return Foresight(True, dtype, "float32", stored_bits(width), block if lined_up else 0, found.runs_as, note)
 
 
-def grid_of(weight: Floats, *, bits: int, block: int, symmetric: bool, search: bool) -> Grid:
-    """The grid of a weight [out, in]: a scale for each output channel, or for each block of it."""
+def grid_of(weight: Floats, *, bits: int, block: int, symmetric: bool, search: bool, scales: str = "float32") -> Grid:
+    """The grid of a weight [out, in]: a scale for each output channel, or for each block of it. scales: the dtype they are stored in."""
     make = searched_grid if search else weight_grid
-    return make(weight, bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block)
+    return make(weight, bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block, scales=scales)
+
+
+def _tensor(array: Array) -> Tensor:
+    """The same memory as a tensor, a copy where it may not be written to (weights mapped from a file)."""
+    import torch
+
+    return torch.from_numpy(array) if array.flags.writeable else torch.tensor(array)
 
 
 def _split(grid: Grid, groups: int) -> list[Grid]:

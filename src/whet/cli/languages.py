@@ -10,6 +10,9 @@ from whet.cli.screen import Column, Screen
 
 if TYPE_CHECKING:
     from whet.compress.checkpoint.compare import LanguageComparison
+    from whet.compress.checkpoint.gguf import GgufReport
+    from whet.compress.checkpoint.hf_export import HfReport
+    from whet.compress.checkpoint.onnx_export import OnnxReport
     from whet.core.inventory import Inventory
     from whet.core.measurement import Measurement
 
@@ -48,3 +51,33 @@ def show_applied(screen: Screen, place: Path, before: Inventory, after: Inventor
     size = f"{number(old, BYTES)} -> {number(new, BYTES)} ({number(old / max(new, 1), TIMES)} smaller)"
     screen.facts({"written": str(place), "size": size, "weights": stored})
     screen.remark(f"what it lost: whet compare ORIGINAL {place} --data eval.txt")
+
+
+def show_exported(screen: Screen, place: Path, format_name: str, report: OnnxReport | GgufReport | HfReport) -> None:
+    """What was written, and what is not exactly what the checkpoint holds."""
+    from whet.compress.report.numbers import BYTES, number
+
+    notes = exported_notes(report)
+    if screen.as_json:
+        return screen.document({"written": str(place), "format": format_name, "size_bytes": report.size_bytes, "notes": list(notes)})
+    screen.facts({"written": str(place), "size": number(report.size_bytes, BYTES)})
+    for note in notes:
+        screen.remark(f"note: {note}")
+
+
+def exported_notes(report: OnnxReport | GgufReport | HfReport) -> tuple[str, ...]:
+    """In sentences, where the file holds other numbers than the checkpoint."""
+    from whet.cli.words import counted
+    from whet.compress.checkpoint.gguf import GgufReport
+    from whet.compress.checkpoint.hf_export import HfReport
+
+    if isinstance(report, GgufReport):
+        moved = [tensor for tensor in report.tensors if not tensor.exact]
+        worst = max(moved, key=lambda tensor: tensor.relative_error, default=None)
+        lost = () if worst is None else (f"{counted(len(moved), 'tensor')} of {len(report.tensors)} rounded again, {worst.name} the most: "
+                                         f"{worst.relative_error:.2%} as {worst.type}",)
+        return (*report.notes, *lost)
+    if isinstance(report, HfReport):
+        reasons = dict.fromkeys(report.opened.values())
+        return tuple(f"{counted(sum(why == each for each in report.opened.values()), 'layer')} in float again: {why}" for why in reasons)
+    return report.remarks

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from whet.compress.artifacts import load
+from whet.compress.bodies import checkpoint_in
 from whet.core.errors import Refused, Unsupported
 from whet.device.files import new_folder
 
-FORMATS = ("onnx",)
+if TYPE_CHECKING:
+    from whet.compress.checkpoint import Checkpoint
+    from whet.compress.checkpoint.gguf import GgufReport
+    from whet.compress.checkpoint.hf_export import HfReport
+    from whet.compress.checkpoint.onnx_export import OnnxReport
+
+FORMATS = ("onnx", "gguf", "hf")
+KIND = "auto"
 
 
-def export(model: Any, path: str | os.PathLike[str], *, format: str = "onnx", example_inputs: Any = None) -> Path:
-    """Write the model for a runtime and give back the path of its file. ``onnx`` is the one format of this version.
+def export(model: Any, path: str | os.PathLike[str], *, format: str = "onnx", example_inputs: Any = None, kind: str = KIND) -> Path:
+    """Write the model for a runtime and give back the path of its file, or folder.
 
-    A model beyond 1 GB gets its weights in a file beside it. Session options that the model needs to compute what was measured are
-    in its artifact's whet.json; ``whet.load(...).session_options`` shows them.
-    Raises Unsupported for another format, Refused where ``path`` does not end in .onnx or cannot be written.
+    A graph goes to ``onnx``, a file that ends in .onnx; beyond 1 GB its weights lie in a file beside it. Session options that the model
+    needs to compute what was measured are in its artifact's whet.json; ``whet.load(...).session_options`` shows them.
+    A language model goes to ``onnx`` (a folder), ``gguf`` (a file; kind: as ``export_language`` says) or ``hf`` (a folder).
+    Raises Unsupported for another format, Refused where ``path`` has another ending or cannot be written.
     """
-    if format not in FORMATS:
-        raise Unsupported(f"export to {format}", found="this version writes onnx", do="use format=\"onnx\"")
+    language = checkpoint_in(model)
+    if language is not None:
+        export_language(language, path, format=format, kind=kind)
+        return Path(path)
+    if format != "onnx":
+        do = "use format=\"onnx\"" if format in FORMATS else f"the formats are {', '.join(FORMATS)}"
+        raise Unsupported(f"export to {format}", found="a graph, which goes to onnx", do=do)
     place = Path(path)
     if place.suffix != ".onnx":
         raise Refused(f"export to {place}", found=f"a name that ends in {place.suffix or 'nothing'}", do="end it in .onnx")
@@ -32,3 +46,27 @@ def export(model: Any, path: str | os.PathLike[str], *, format: str = "onnx", ex
             os.replace(file, place.parent / file.name)
     (place.parent / f".{place.name}.export").rmdir()
     return place
+
+
+def export_language(model: Checkpoint, path: str | os.PathLike[str], *, format: str = "onnx",
+                    kind: str = KIND) -> OnnxReport | GgufReport | HfReport:
+    """Write a language model for a runtime, and say what it became.
+
+    format: "onnx", a folder for onnxruntime, with a cache of keys and values and packed products; "gguf", a file for llama.cpp; "hf", a
+    folder that transformers loads. kind: of GGUF, "auto" for codes as they are, or a mix of llama.cpp's ("q4_k_m").
+    """
+    if format not in FORMATS:
+        raise Unsupported(f"export to {format}", found="no such format", do=f"use one of {', '.join(FORMATS)}")
+    if kind != KIND and format != "gguf":
+        raise Refused(f"export to {format} as {kind}", found="kinds are GGUF's", do="leave it out, or export to gguf")
+    if format == "gguf":
+        from whet.compress.checkpoint.gguf import export_gguf
+
+        return export_gguf(model, path, kind=kind)
+    if format == "hf":
+        from whet.compress.checkpoint.hf_export import export_hf
+
+        return export_hf(model, Path(path))
+    from whet.compress.checkpoint.onnx_export import export_onnx
+
+    return export_onnx(model, Path(path))

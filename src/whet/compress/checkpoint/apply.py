@@ -20,11 +20,13 @@ from whet.compress.checkpoint.block import SCALES, BlockAtWork
 from whet.compress.checkpoint.checkpoint import CONFIG_NAME, Checkpoint, open_checkpoint
 from whet.compress.checkpoint.destination import Destination, filling
 from whet.compress.checkpoint.hidden import Hidden
+from whet.compress.checkpoint.mixed import allotted
 from whet.compress.checkpoint.resolve import Resolved, resolve, stored_as, tensors_of, windows_wanted
 from whet.compress.checkpoint.shows import SHOWS, Flow
 from whet.compress.checkpoint.skeleton import Skeleton
 from whet.compress.checkpoint.stored import Layout
 from whet.compress.checkpoint.text import Windows, windows_of
+from whet.compress.checkpoint.turned import turned
 from whet.compress.codebook import Coded
 from whet.compress.grid import Array, Quantised
 from whet.compress.technique import LayerView
@@ -48,13 +50,16 @@ def apply_to_checkpoint(checkpoint: Checkpoint, recipe: Recipe, target: Target, 
     calibration: text as ``windows_of`` takes it, where a technique needs some. A run that is stopped goes on where it was when it is
     asked for again. Raises Refused where calibration is missing or another run writes there, and as ``resolve``.
     """
+    asked = recipe
+    checkpoint, recipe = turned(checkpoint, recipe, target)
+    recipe = allotted(checkpoint, recipe, target, calibration)
     steps = resolve(checkpoint, recipe, target)
     needy = [each.used.name for each in steps if each.used.needs != "nothing"]
     if needy and calibration is None:
         raise Refused(f"apply {needy[0]} without calibration data", do="give text with --calibration; 128 windows of 2048 tokens are usual")
     windows = windows_of(checkpoint, calibration, most=windows_wanted(recipe)) if needy else None
     layouts = stored_as(checkpoint, steps)
-    key = _key(checkpoint, recipe, target, windows)
+    key = _key(checkpoint, asked, target, windows)
     _free(out)
     with filling(out, key) as folder:
         destination = Destination(folder, key, tensors_of(checkpoint, layouts))
@@ -66,7 +71,7 @@ def apply_to_checkpoint(checkpoint: Checkpoint, recipe: Recipe, target: Target, 
                 _block_by_block(checkpoint, steps, target, windows, destination)
         finally:
             destination.close()
-        _complete(checkpoint, folder, layouts, recipe, target)
+        _complete(checkpoint, folder, layouts, asked, target)
     return open_checkpoint(out)
 
 
@@ -202,19 +207,24 @@ def _free(out: Path) -> None:
 
 def _complete(checkpoint: Checkpoint, folder: Path, layouts: Mapping[str, Layout | str], recipe: Recipe, target: Target) -> None:
     """Everything beside the weights: config.json, the tokenizer, the manifest."""
-    for pattern in SMALL_FILES:
-        for path in checkpoint.folder.glob(pattern):
-            shutil.copyfile(path, folder / path.name)
+    copy_small_files(checkpoint, folder)
     kept = {name: layout for name, layout in checkpoint.layouts.items() if name not in layouts}
     rounded = kept | {name: layout for name, layout in layouts.items() if isinstance(layout, Layout)}
     config = {name: value for name, value in checkpoint.config.items() if name != "quantization_config"}
     if rounded:
-        config["quantization_config"] = stored.described(rounded, _plain_layers(checkpoint, rounded))
+        config["quantization_config"] = stored.described(rounded, plain_layers(checkpoint, rounded))
     write_file(folder / CONFIG_NAME, json.dumps(config, indent=1))
     write_file(folder / MANIFEST_NAME, manifest(folder, checkpoint, recipe, target).to_json())
 
 
-def _plain_layers(checkpoint: Checkpoint, rounded: Mapping[str, Layout]) -> tuple[str, ...]:
+def copy_small_files(checkpoint: Checkpoint, folder: Path) -> None:
+    """The tokenizer and whatever else belongs to a checkpoint beside its weights and config.json."""
+    for pattern in SMALL_FILES:
+        for path in checkpoint.folder.glob(pattern):
+            shutil.copyfile(path, folder / path.name)
+
+
+def plain_layers(checkpoint: Checkpoint, rounded: Mapping[str, Layout]) -> tuple[str, ...]:
     """The linear layers that stay as they were."""
     linear = [name for index in range(checkpoint.block_count) for name in checkpoint.block_layers(index)]
     return tuple(name for name in (*linear, *([checkpoint.family.head] if checkpoint.family.head else ())) if name not in rounded)

@@ -1,7 +1,7 @@
 """How the rounded weight of a layer lies in a checkpoint: tensors of integers, their scales, and the words in config.json that say so.
 
-Integers lie as in the "pack-quantized" format of the compressed-tensors package, version 0.20 (compressors/pack_quantized/helpers.py),
-which transformers and vLLM read: codes counted from 0, bit after bit in int32, so that 3 bits take 3 (older versions left gaps). Numbers on a code book (NF4, FP4) lie as bitsandbytes stores its Params4bit.
+Integers lie as in the "pack-quantized" format of the compressed-tensors package, version 0.20 (compressors/pack_quantized/helpers.py), which
+transformers and vLLM read: codes counted from 0, bit after bit in int32, so that 3 bits take 3 (older versions left gaps). Numbers on a code book (NF4, FP4) lie as bitsandbytes stores its Params4bit.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ def shapes(layer: str, size: tuple[int, int], layout: Layout) -> list[Shape]:
         return bitsandbytes_layout.shapes(layer, size, kind=layout.kind, block=layout.group, double=layout.double)
     rows, columns = size
     groups, bits = block_count(columns, layout.group) if layout.group else 1, layout.bits
-    found = [Shape(f"{layer}.weight_packed", "I32", (rows, words_for(columns, bits))), Shape(f"{layer}.weight_scale", "F16", (rows, groups))]
+    found = [Shape(f"{layer}.weight_packed", "I32", (rows, words_for(columns, bits))),
+             Shape(f"{layer}.weight_scale", "F16", (rows, groups))]
     if not layout.symmetric:
         found.append(Shape(f"{layer}.weight_zero_point", "I32", (words_for(rows, bits), groups)))
     return [*found, Shape(f"{layer}.weight_shape", "I64", (2,))]
@@ -88,6 +89,14 @@ def unpacked(layer: str, layout: Layout, read: Read) -> Quantised | Coded:
     grid = Grid(layout.bits, layout.symmetric, scale if blocked else scale.ravel(), zero if blocked else zero.ravel(),
                 1 if blocked else 0, layout.group)
     return Quantised(signed, grid)
+
+
+def marks(layer: str, layout: Layout) -> tuple[str, ...]:
+    """Names of tensors that are there where the weight of a layer lies so."""
+    if layout.kind != "int":
+        return (f"{layer}.weight", f"{layer}.weight.absmax", f"{layer}.weight.quant_state.bitsandbytes__{layout.kind}")
+    zeros = () if layout.symmetric else (f"{layer}.weight_zero_point",)
+    return (f"{layer}.weight_packed", f"{layer}.weight_scale", f"{layer}.weight_shape", *zeros)
 
 
 def size_of(layer: str, layout: Layout, read: Read) -> tuple[int, int]:
@@ -156,10 +165,22 @@ def described(layouts: Mapping[str, Layout], others: tuple[str, ...]) -> dict[st
 
 
 def layouts_in(config: Mapping[str, object]) -> dict[str, Layout]:
-    """The layers that a ``quantization_config`` of Whet's names, and how they lie."""
+    """The layers that a ``quantization_config`` of Whet's names, and how they lie. Raises Unsupported where it is another tool's."""
+    try:
+        found = _named(config)
+        readable = bool(found) and all(layout.bits in range(2, 9) and layout.group >= 0 for layout in found.values())
+    except (KeyError, TypeError, AttributeError):
+        readable = False
+    if not readable:
+        method = config.get("quant_method") if isinstance(config, Mapping) else config
+        raise Unsupported("read the quantization_config in config.json", found=f"layers that were rounded by another tool ({method})",
+                          do="give the original model")
+    return found
+
+
+def _named(config: Mapping[str, object]) -> dict[str, Layout]:
     if config.get("quant_method") == "bitsandbytes":
-        named = config.get("whet_layers", {})
-        return {name: Layout(**words) for name, words in named.items()}  # type: ignore[attr-defined]
+        return {name: Layout(**words) for name, words in config["whet_layers"].items()}  # type: ignore[attr-defined]
     found: dict[str, Layout] = {}
     for group in config["config_groups"].values():  # type: ignore[attr-defined]
         weights = group["weights"]

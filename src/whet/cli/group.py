@@ -18,7 +18,7 @@ from whet import __version__
 from whet.cli.endings import FAILED, REFUSED, STOPPED, Ending
 from whet.core.errors import WhetError
 
-COMMANDS = ("inspect", "profile", "plan", "apply", "compare", "explain", "optimize", "export", "report", "targets", "techniques")
+COMMANDS = ("inspect", "profile", "plan", "apply", "compare", "explain", "optimize", "export", "run", "report", "targets", "techniques")
 _TYPED, _VERBOSE = "whet.typed", "whet.verbose"
 # What the system says of a path that the user gave, where the library did not say it first.
 _OF_THE_PLACE = frozenset({

@@ -12,7 +12,7 @@ import click
 from whet.cli import options
 from whet.cli.endings import GATED, REFUSED, STOPPED, Ending
 from whet.cli.group import typed
-from whet.cli.quantities import LATENCY, SECONDS, SHARE, SIZE, Shape
+from whet.cli.quantities import LATENCY, LOSS, SECONDS, SIZE, Loss, Shape
 from whet.cli.screen import Screen
 from whet.cli.words import counted
 
@@ -29,8 +29,10 @@ GOALS = ("latency", "size", "memory", "energy")
 @click.option("--calibration", metavar="PATH", help="Samples to find ranges by.  [default: split off --data]")
 @options.metric
 @options.target
-@click.option("--minimize", type=click.Choice(GOALS), default="latency", show_default=True, help="What there should be least of.")
-@click.option("--max-drop", type=SHARE, metavar="SHARE", help="Most of the metric that may be lost: 0.01, 1% or 0.5%.  [default: 1%]")
+@click.option("--minimize", type=click.Choice(GOALS), help="What there should be least of.  [default: latency; size of a language model]")
+@click.option("--max-drop", type=LOSS, metavar="LOSS",
+              help="Most of the metric that may be lost: 0.01, 1% or 0.5%; of a language model kl<0.02 or nats<0.02.  "
+                   "[default: 1%; kl<0.02]")  # fmt: skip
 @click.option("--max-latency", type=LATENCY, metavar="TIME", help="Longest time of one inference: 20ms, 1.5s or 300us.")
 @click.option("--max-size", type=SIZE, metavar="SIZE", help="Largest size on disk: 300kB, 2MB or 1MiB.")
 @click.option("--max-memory", type=SIZE, metavar="SIZE", help="Most memory that the model may take: 64MB.")
@@ -51,9 +53,13 @@ def command(screen: Screen, model: str, weights: str | None, shapes: Sequence[Sh
     \b
     whet optimize model.onnx --data eval.npz --calibration calib.npz \\
         --metric accuracy --max-drop 1% --target host -o out/
+    whet optimize ./llama-dir --data eval.txt --calibration text.txt \\
+        --max-drop "kl<0.02" --minimize size -o out/
     """
     ctx = click.get_current_context()
-    check_drop(asked["max_drop"], asked["metric"])
+    limit: Loss | None = asked["max_drop"]
+    if limit is not None and limit.measurement == "drop":
+        check_drop(limit.most, asked["metric"])
     place = _folder(out)
     try:
         with screen.working():
@@ -69,7 +75,9 @@ def _optimized(model: str, weights: str | None, shapes: Sequence[Shape], place: 
     import whet
     from whet.cli.models import known_metric, model_of
 
-    given = {name: asked[name] for name in ("calibration", "minimize", "max_drop", "confidence", "seconds", "seed")}
+    given = {name: asked[name] for name in ("calibration", "minimize", "confidence", "seconds", "seed")}
+    limit: Loss | None = asked["max_drop"]
+    given["max_drop"] = None if limit is None else limit.most if limit.measurement == "drop" else f"{limit.measurement}<{limit.most!r}"
     target = whet.target(asked["target"])
     if asked["threads"] is not None:
         target = dataclasses.replace(target, threads=asked["threads"])

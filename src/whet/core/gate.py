@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from whet.core.document import Document
+from whet.core.errors import Refused
 from whet.core.measurement import Measurement
 
 _WORST = 1e9  # the excess of what has no number
@@ -25,6 +26,21 @@ class Gate(Document):
     unit: str = ""
     proven: bool = True
     reason: str = ""
+
+
+LOSSES = {"kl": "kl", "nats": "drop", "drop": "drop"}
+"""What people call what may be lost, and the measurement of it."""
+
+
+def loss_gate(asked: float | str) -> Gate:
+    """The gate of "kl<0.02", "nats<0.02" or a number, which is a drop of the metric. Raises Refused."""
+    if not isinstance(asked, str):
+        return Gate("drop", asked, reason="asked with --max-drop")
+    name, _, number = asked.partition("<")
+    try:
+        return Gate(LOSSES[name.strip()], float(number), reason=f"asked with --max-drop {asked}")
+    except (KeyError, ValueError) as error:
+        raise Refused(f"lose no more than {asked!r}", found="no such limit", do="write kl<0.02, nats<0.02 or a number") from error
 
 
 @dataclass(frozen=True)

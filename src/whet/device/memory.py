@@ -106,7 +106,7 @@ def _measurement(name: str, found: Mapping[str, Any], part: str, method: str, wh
 
 def _measured_here(request: Mapping[str, Any]) -> dict[str, Any]:
     """Runs in the fresh process. The high-water mark is set back after the imports, so that theirs cannot hide the model's."""
-    before_peak, base = _peak_bytes(), _resident_bytes()
+    before_peak, base = peak_bytes(), _resident_bytes()
     _reset_peak()
     with np.load(request["feeds"]) as arrays:
         feeds = {name: arrays[str(at)] for at, name in enumerate(request["names"])}
@@ -115,7 +115,7 @@ def _measured_here(request: Mapping[str, Any]) -> dict[str, Any]:
     )
     for _ in range(request["runs"]):
         run(session, feeds)
-    peak = _peak_bytes()
+    peak = peak_bytes()
     if peak is None or before_peak is None:
         return {"why": "this system does not tell a process its peak memory"}
     start = before_peak if base is None else base
@@ -123,7 +123,7 @@ def _measured_here(request: Mapping[str, Any]) -> dict[str, Any]:
     return {"peak": max(peak, before_peak), "growth": max(0, peak - start), "source": source}
 
 
-def _peak_bytes() -> int | None:
+def peak_bytes() -> int | None:
     if (linux := _status_bytes("VmHWM")) is not None:
         return linux
     try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,17 +80,26 @@ def compare_checkpoints(parent: Any, candidate: Any, data: Any, *, length: int |
     if first.config.get("vocab_size") != second.config.get("vocab_size"):
         raise Refused("compare two language models", found=f"vocabularies of {first.config.get('vocab_size')} and "
                       f"{second.config.get('vocab_size')} tokens", do="compare a model with what was made of it")
-    windows = windows_of(first, data, length=length)
-    return judged(scored(first, second, windows), windows, (first, second), confidence=confidence, seed=seed)
+    with judging(first, windows_of(first, data, length=length), confidence=confidence, seed=seed) as judge:
+        return judge(second)
 
 
-def scored(first: Checkpoint, second: Checkpoint, windows: Windows) -> Scores:
-    """Both models on all windows."""
-    with tempfile.TemporaryDirectory(prefix="whet-") as folder, ExitStack() as stack:
-        outputs = [stack.enter_context(_ran(Skeleton(model), windows, Path(folder), name))
-                   for model, name in ((first, "parent"), (second, "candidate"))]
-        skip = 1 if windows.starts else 0  # what follows the mark for the beginning is the first that is predicted from something
-        parts = [_window(outputs, windows.tokens[index], index, skip) for index in range(len(windows))]
+@contextmanager
+def judging(parent: Checkpoint, windows: Windows, *, confidence: float = 0.95,
+            seed: int = 0) -> Iterator[Callable[[Checkpoint], LanguageComparison]]:
+    """A function that compares a candidate with the parent, which runs once for all of them."""
+    with tempfile.TemporaryDirectory(prefix="whet-") as folder, _ran(Skeleton(parent), windows, Path(folder), "parent") as first:
+        def judge(candidate: Checkpoint) -> LanguageComparison:
+            with _ran(Skeleton(candidate), windows, Path(folder), "candidate") as second:
+                scores = _scored((first, second), windows)
+            return judged(scores, windows, (parent, candidate), confidence=confidence, seed=seed)
+
+        yield judge
+
+
+def _scored(outputs: tuple[_Ran, _Ran], windows: Windows) -> Scores:
+    skip = 1 if windows.starts else 0  # what follows the mark for the beginning is the first that is predicted from something
+    parts = [_window(outputs, windows.tokens[index], index, skip) for index in range(len(windows))]
     parent, candidate, kl, same = (np.stack([part[kind] for part in parts]) for kind in range(4))
     return Scores(parent.mean(1), candidate.mean(1), kl, same)
 
@@ -123,7 +132,7 @@ def _ran(skeleton: Skeleton, windows: Windows, folder: Path, name: str) -> Itera
     hidden.close()
 
 
-def _window(outputs: list[_Ran], tokens: Tensor, index: int, skip: int) -> tuple[np.ndarray[Any, Any], ...]:
+def _window(outputs: tuple[_Ran, _Ran], tokens: Tensor, index: int, skip: int) -> tuple[np.ndarray[Any, Any], ...]:
     """(nats of the parent, of the candidate, divergence, whether they agree) for each predicted token of a window."""
     length = len(tokens)
     found: list[tuple[Tensor, ...]] = []

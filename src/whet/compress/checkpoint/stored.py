@@ -1,7 +1,8 @@
 """How the rounded weight of a layer lies in a checkpoint: tensors of integers, their scales, and the words in config.json that say so.
 
-Integers lie as in the "pack-quantized" format of the compressed-tensors package, version 0.20 (compressors/pack_quantized/helpers.py), which
-transformers and vLLM read: codes counted from 0, bit after bit in int32, so that 3 bits take 3 (older versions left gaps). Numbers on a code book (NF4, FP4) lie as bitsandbytes stores its Params4bit.
+Integers lie as in the "pack-quantized" format of the compressed-tensors package, version 0.20 (compressors/pack_quantized/helpers.py),
+which transformers and vLLM read: codes counted from 0, bit after bit in int32, so that 3 bits take 3 (older versions left gaps). Numbers on
+a code book (NF4, FP4) lie as bitsandbytes stores its Params4bit.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,7 +51,7 @@ def windows_of(checkpoint: Checkpoint, source: Any, *, length: int | None = None
     longest = int(checkpoint.config.get("max_position_embeddings", checkpoint.config.get("n_positions", LONGEST_WINDOW)))
     given = _tokens(source)
     if given is not None:
-        return Windows(_checked(given, checkpoint), False, _name(source))
+        return Windows(_checked(given, checkpoint, longest), False, _name(source))
     length = min(length or LONGEST_WINDOW, longest)
     tokenizer = tokenizer_of(checkpoint)
     first = _first(tokenizer)
@@ -68,13 +69,17 @@ def windows_of(checkpoint: Checkpoint, source: Any, *, length: int | None = None
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Any:
-    """transformers' tokenizer of a checkpoint. Raises Refused where there is none."""
+    """transformers' tokenizer of a checkpoint. Raises Refused where there is none, or a broken one."""
     from transformers import AutoTokenizer
 
     if not checkpoint.has_tokenizer:
         raise Refused(f"read text with {checkpoint.folder}", found="no tokenizer in it",
                       do="copy tokenizer.json there from the original model, or give tokens as a .npy file")
-    return AutoTokenizer.from_pretrained(checkpoint.folder)
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint.folder)
+    except Exception as error:  # the tokenizers package raises plain Exception, transformers half a dozen kinds
+        raise Refused(f"read text with {checkpoint.folder}", found=f"a broken tokenizer ({str(error)[:200]})",
+                      do="copy its files there from the original model once more") from error
 
 
 def texts_in(source: Any) -> list[str]:
@@ -105,21 +110,35 @@ def _line(line: str) -> str:
 def _tokens(source: Any) -> Tensor | None:
     """Tokens that were given as such."""
     if isinstance(source, str | os.PathLike):
-        if Path(source).suffix != ".npy":
-            return None
-        import numpy as np
+        return _in_file(Path(source)) if Path(source).suffix == ".npy" else None
+    try:
+        return torch.as_tensor(source) if hasattr(source, "dtype") else None
+    except TypeError as error:
+        raise Refused("use tokens", found=f"an array of {source.dtype}", do="give whole numbers [n, length]") from error
 
-        return torch.from_numpy(np.load(source))
-    return torch.as_tensor(source) if hasattr(source, "dtype") else None
+
+def _in_file(path: Path) -> Tensor:
+    if not path.is_file():
+        raise Refused(f"read the tokens {path}", found="there is no such file")
+    try:
+        return torch.from_numpy(np.load(path, allow_pickle=False))
+    except (ValueError, EOFError, TypeError) as error:
+        raise Refused(f"read the tokens {path}", found="no array of numbers in it", do="write it with numpy.save") from error
 
 
-def _checked(tokens: Tensor, checkpoint: Checkpoint) -> Tensor:
+def _checked(tokens: Tensor, checkpoint: Checkpoint, longest: int) -> Tensor:
     rows = int(checkpoint.config["vocab_size"])
-    if tokens.ndim != 2 or tokens.is_floating_point() or not len(tokens):
-        raise Refused("use tokens", found=f"{tokens.dtype} {list(tokens.shape)}", do="give whole numbers [n, length]")
-    if int(tokens.min()) < 0 or int(tokens.max()) >= rows:
-        raise Refused("use tokens", found=f"the token {int(tokens.max())}, and the model knows {rows}", do="use this model's tokenizer")
-    return tokens.to(torch.int64)
+    whole = not tokens.is_floating_point() and not tokens.is_complex() and tokens.dtype != torch.bool
+    if tokens.ndim != 2 or not whole or not len(tokens) or tokens.shape[1] < 2:
+        raise Refused("use tokens", found=f"{tokens.dtype} {list(tokens.shape)}", do="give whole numbers [n, length], at least two in each row")
+    if tokens.shape[1] > longest:
+        raise Refused("use tokens", found=f"windows of {tokens.shape[1]} tokens for a model made for {longest}", do="cut them")
+    tokens = tokens.to(torch.int64)
+    least, most = int(tokens.min()), int(tokens.max())
+    if least < 0 or most >= rows:
+        raise Refused("use tokens", found=f"the token {least if least < 0 else most}, and the model knows {rows}",
+                      do="use this model's tokenizer")
+    return tokens
 
 
 def _first(tokenizer: Any) -> Sequence[int]:

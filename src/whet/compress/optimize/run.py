@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from whet.compress.artifacts import MODEL_NAME, load, original_artifact, source_file, tool_versions, write_artifact
+from whet.compress.bodies import checkpoint_in
 from whet.compress.data import Dataset, apart
 from whet.compress.evaluate import find_metric
 from whet.compress.graph import GraphModel
@@ -27,20 +28,24 @@ from whet.compress.optimize.searching import Search, is_integer
 from whet.compress.optimize.trials import Workshop
 from whet.compress.recipes import as_target
 from whet.compress.runtime import one_inference, outputs_of
-from whet.core.gate import judge
+from whet.core.errors import Refused
+from whet.core.gate import judge, loss_gate
 from whet.core.outcome import ORIGINAL, Outcome, Trial
 from whet.core.recipe import Recipe
 from whet.core.target import Target
 from whet.device.machine import describe, stamp
 
+DEFAULT_LOSS = "kl<0.02"  # of a language model, where the caller says nothing
+
 
 def optimize(model: Any, *, data: Any, out: str | os.PathLike[str], calibration: Any = None, metric: str | Callable[..., Any] | None = None,
-             target: Target | str = "host", minimize: str = "latency", max_drop: float | None = None, max_latency_ms: float | None = None,
+             target: Target | str = "host", minimize: str | None = None, max_drop: float | str | None = None, max_latency_ms: float | None = None,
              max_size_bytes: float | None = None, max_memory_bytes: float | None = None, confidence: float = 0.95, seconds: float = 2.0,
              time_budget_s: float | None = None, example_inputs: Any = None, seed: int = 0, command: str = "") -> Outcome:
     """Find the best version of ``model`` for ``target``, measure everything, and ship nothing that is worse than asked.
 
-    model: whatever ``whet.load`` takes. data: samples to judge by (see ``whet.load_data``); with labels ``metric`` is "accuracy" by
+    model: whatever ``whet.load`` takes, or the folder of a language model: then data and calibration are text, the goal is size, and
+    max_drop is "kl<0.02" or "nats<0.02" (a number is nats). data: samples to judge by (see ``whet.load_data``); with labels ``metric`` is "accuracy" by
     default, without labels "fidelity" to the original. calibration: samples to find ranges by, which must not be among ``data``;
     where none are given they are split off ``data``. minimize: latency, size, memory or energy.
     max_drop: how much of the metric may be lost, 0.01 = one point of accuracy; the one-sided bound of the drop at ``confidence`` is
@@ -50,6 +55,20 @@ def optimize(model: Any, *, data: Any, out: str | os.PathLike[str], calibration:
     was made; an interrupted or repeated call goes on from there). Where nothing passes there is no best/ and no recipe.toml.
     Raises Refused or Unsupported where the model, the data or the question will not do.
     """
+    language = checkpoint_in(model)
+    if language is not None:
+        if metric is not None or minimize not in (None, "size") or any((max_latency_ms, max_size_bytes, max_memory_bytes)):
+            raise Refused("optimise a language model by more than its size and what it loses", found="only these are measured",
+                          do='leave the metric and other limits out, minimize "size", and ask for max_drop="kl<0.02"')
+        from whet.compress.checkpoint.optimize import optimize_checkpoint
+
+        return optimize_checkpoint(language, data=data, calibration=calibration, out=Path(out), target=as_target(target), seed=seed,
+                                   gate=loss_gate(DEFAULT_LOSS if max_drop is None else max_drop), confidence=confidence,
+                                   time_budget_s=time_budget_s, command=command)
+    if isinstance(max_drop, str):
+        raise Refused(f"lose no more than {max_drop!r}", found="a graph, whose metric is chosen by name",
+                      do='give metric="kl" and a number')
+    minimize = minimize or "latency"
     began, at = perf_counter(), stamp().at
     limits = Limits(max_drop, max_latency_ms, max_size_bytes, max_memory_bytes)
     check_question(minimize, seconds, time_budget_s)

@@ -1,0 +1,207 @@
+"""The smallest version of a language model that loses no more than was asked, measured on text and written down with the reasons."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from whet.compress.artifacts import tool_versions
+from whet.compress.checkpoint.apply import apply_to_checkpoint
+from whet.compress.checkpoint.checkpoint import Checkpoint, open_checkpoint
+from whet.compress.checkpoint.compare import LanguageComparison, judging
+from whet.compress.checkpoint.search import RUNGS, Idea, averages_below, idea, smallest_passing
+from whet.compress.checkpoint.text import Windows, windows_of
+from whet.compress.optimize.choose import closest, winner, with_front
+from whet.compress.optimize.place import taken
+from whet.compress.report import write_report
+from whet.core.artifact import MANIFEST_NAME, Artifact
+from whet.core.document import FrozenMap, digest
+from whet.core.errors import Refused, Untrusted, WhetError
+from whet.core.gate import Gate, judge
+from whet.core.measurement import Measurement
+from whet.core.outcome import ORIGINAL, Outcome, Stage, Trial
+from whet.core.recipe import Recipe
+from whet.core.target import Target
+from whet.device.files import new_folder, write_file
+from whet.device.machine import describe, stamp
+
+FEWEST_WINDOWS = 8  # below, an interval over windows says nothing
+Judge = Callable[[Checkpoint], LanguageComparison]
+
+
+def optimize_checkpoint(checkpoint: Checkpoint, *, data: Any, calibration: Any, out: Path, target: Target, gate: Gate,
+                        confidence: float = 0.95, seed: int = 0, time_budget_s: float | None = None, command: str = "") -> Outcome:
+    """Find the smallest version that passes ``gate``, of the divergence ("kl") or the nats lost ("drop"); its upper bound at ``confidence``
+    must lie below the limit.
+
+    data, calibration: text as ``windows_of`` takes it; no window of one may be among the other's. Writes best/, recipe.toml, report.html,
+    report.json and trials/ into ``out``; trials that are there already are not made again. Raises Refused where there is too little text.
+    """
+    began, at = perf_counter(), stamp().at
+    evaluation = windows_of(checkpoint, data)
+    _check(checkpoint, evaluation, calibration)
+    gates = (gate, Gate("size_bytes", _size(checkpoint), " B", proven=False, reason="not larger than the original"))
+    with taken(out) as folder, judging(checkpoint, evaluation, confidence=confidence, seed=seed) as judged:
+        search = _Search(checkpoint, calibration, target, gates, folder / "trials", judged,
+                         None if time_budget_s is None else began + time_budget_s)
+        first = Trial(ORIGINAL, Recipe(), measurements=FrozenMap(_measurements(judged(checkpoint))))
+        search.run()
+        trials = with_front((replace(first, verdict=judge(gates, first.measurements)), *search.trials))
+        best = winner(trials, "size", ORIGINAL)
+        outcome = Outcome(
+            str(checkpoint.folder), target.name, "size", "nats_per_token", gates, trials, best, _headline(trials, best, evaluation, gate),
+            closest="" if best else closest(trials, ORIGINAL), data=FrozenMap(_described(evaluation, calibration)),
+            machine=describe().to_plain(), tools=tool_versions(), command=command, notes=tuple(search.notes), began=at,
+            stages=tuple(search.stages), seconds=round(perf_counter() - began, 1))
+        return _written(outcome, folder)
+
+
+@dataclass
+class _Search:
+    """Goes through the stages; each knows what the one before it brought."""
+
+    parent: Checkpoint
+    calibration: Any
+    target: Target
+    gates: tuple[Gate, ...]
+    folder: Path
+    judged: Judge
+    until: float | None
+    trials: list[Trial] = field(default_factory=list)
+    stages: list[Stage] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def run(self) -> None:
+        """All stages, or as many as the time allows."""
+        found: list[int | None] = []
+        self._stage("one width for all layers", lambda: found.append(self._bisected()))
+        rung = found[0] if found else None
+        if rung is None:
+            return
+        bits, group = RUNGS[rung]
+        self._stage("bits by layer", lambda: self._each("mixed", averages_below(bits), group))
+        below = [RUNGS[index] for index in range(rung - 1, -1, -1)][:2]
+        self._stage("learned rounding", lambda: self._downwards(below))
+
+    def _bisected(self) -> int | None:
+        return smallest_passing(len(RUNGS), lambda index: self._try(self._idea("gptq", *RUNGS[index])))
+
+    def _each(self, technique: str, averages: Any, group: int) -> None:
+        for average in averages:
+            if not self._try(self._idea(technique, average, group)):
+                return
+
+    def _downwards(self, rungs: list[tuple[int, int]]) -> None:
+        for bits, group in rungs:
+            if not self._try(self._idea("autoround", bits, group)):
+                return
+
+    def _idea(self, technique: str, bits: float, group: int) -> Idea:
+        return idea(technique, bits, group, head=not self.parent.tied)
+
+    def _stage(self, name: str, work: Callable[[], None]) -> None:
+        began, before = perf_counter(), len(self.trials)
+        if self.until is None or began < self.until:
+            work()
+        made = self.trials[before:]
+        best = winner(self.trials, "size", ORIGINAL)
+        note = "" if made else "nothing smaller was worth trying" if self.until is None or began < self.until else "the time was up"
+        self.stages.append(Stage(name, tuple(trial.name for trial in made), best or closest(self.trials, ORIGINAL), bool(best), note,
+                                 round(perf_counter() - began, 1)))
+
+    def _try(self, tried: Idea) -> bool:
+        """Make and measure it, once; whether it passed."""
+        known = next((trial for trial in self.trials if trial.name == tried.name), None)
+        if known is None:
+            try:
+                known = self._made(tried)
+            except Untrusted:
+                raise
+            except WhetError as error:
+                known = Trial(tried.name, tried.recipe, "failed", str(error))
+            self.trials.append(known)
+        return known.passed
+
+    def _made(self, tried: Idea) -> Trial:
+        began = perf_counter()
+        place = self.folder / digest([tried.recipe.to_plain(), _identity(self.parent), self.target.name, str(self.calibration)])[:16]
+        if not (place / MANIFEST_NAME).is_file():
+            apply_to_checkpoint(self.parent, tried.recipe, self.target, calibration=self.calibration, out=place)
+        made = open_checkpoint(place)
+        found = _measurements(self.judged(made))
+        artifact = Artifact.from_json((place / MANIFEST_NAME).read_bytes())
+        return Trial(tried.name, tried.recipe, artifact=artifact, path=f"trials/{place.name}/model.safetensors",
+                     measurements=FrozenMap(found), verdict=judge(self.gates, found), seconds=round(perf_counter() - began, 1))
+
+
+def _measurements(found: LanguageComparison) -> dict[str, Measurement]:
+    return found.measurements
+
+
+def _identity(checkpoint: Checkpoint) -> list[Any]:
+    return [[file.path.name, file.path.stat().st_size, file.path.stat().st_mtime_ns] for file in checkpoint.files]
+
+
+def _size(checkpoint: Checkpoint) -> float:
+    return float(sum(file.path.stat().st_size for file in checkpoint.files))
+
+
+def _check(checkpoint: Checkpoint, evaluation: Windows, calibration: Any) -> None:
+    """Raises Refused where no verdict could be trusted."""
+    if calibration is None:
+        raise Refused("optimise a language model", found="no calibration text", do="give some with --calibration")
+    if len(evaluation) < FEWEST_WINDOWS:
+        raise Refused("optimise a language model", found=f"{len(evaluation)} windows of {evaluation.length} tokens to judge by",
+                      do=f"give text for {FEWEST_WINDOWS} or more")
+    own = {tuple(window.tolist()) for window in evaluation.tokens}
+    if any(tuple(window.tolist()) in own for window in windows_of(checkpoint, calibration).tokens):
+        raise Refused("optimise a language model", found="the same text in --data and in --calibration", do="keep them apart")
+
+
+def _headline(trials: tuple[Trial, ...], best: str, evaluation: Windows, gate: Gate) -> str:
+    won = next((trial for trial in trials if trial.name == best), None)
+    before = trials[0].value("size_bytes") or 0.0
+    if won is None:
+        near = next((trial for trial in trials if trial.name == closest(trials, ORIGINAL)), None)
+        said = "" if near is None or near.verdict is None else f"; {near.name} came closest: {'; '.join(near.verdict.refusals)}"
+        return f"refused: nothing passed{said}"
+    lost = won.measurements[gate.measurement]
+    high = lost.interval.high if lost.interval else lost.value or 0.0
+    word = "KL divergence" if gate.measurement == "kl" else "nats lost"
+    return (f"{best}: {before / (won.value('size_bytes') or 1.0):.3g}x smaller, {word} {lost.value:.4f} (at most {high:.4f}) on "
+            f"{len(evaluation)} windows of {evaluation.length} tokens")
+
+
+def _described(evaluation: Windows, calibration: Any) -> dict[str, Any]:
+    return {"evaluation": {"source": evaluation.source, "samples": len(evaluation), "labels": False},
+            "calibration": {"source": str(calibration), "labels": False}}
+
+
+def _written(outcome: Outcome, folder: Path) -> Outcome:
+    """best/, recipe.toml and the reports. Files are linked where the disk allows it, for they are large."""
+    trial = outcome.trial(outcome.winner)
+    shutil.rmtree(folder / "best", ignore_errors=True)
+    (folder / "recipe.toml").unlink(missing_ok=True)
+    if trial is not None:
+        with new_folder(folder / "best") as best:
+            for file in sorted((folder / trial.path).parent.iterdir()):
+                _linked(file, best / file.name)
+        write_file(folder / "recipe.toml", trial.recipe.to_text())
+        shipped = tuple(replace(each, path="best/model.safetensors") if each is trial else each for each in outcome.trials)
+        outcome = replace(outcome, trials=shipped)
+    write_report(outcome, folder)
+    return outcome
+
+
+def _linked(source: Path, place: Path) -> None:
+    try:
+        os.link(source, place)
+    except OSError:  # another file system, or one without links
+        shutil.copyfile(source, place)
+
+

@@ -34,8 +34,9 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 Array = np.ndarray[Any, Any]
 VNNI = target("x86-vnni")
 KEEP_THE_FUNCTION = ("equalize", "smoothquant")  # they move factors between layers; nothing is rounded, and no layer is seen alone
-CODE_BOOKS = ("fp4", "nf4")  # for language models: graphs have none of their layers (tests/compress/test_codebook.py)
-NAMES = tuple(name for name in technique_names() if name not in (*KEEP_THE_FUNCTION, *CODE_BOOKS))
+# For language models: graphs have none of their layers (tests/checkpoint/, tests/compress/test_codebook.py).
+OF_LANGUAGE_MODELS = ("awq", "fp4", "mixed", "nf4", "rotate")
+NAMES = tuple(name for name in technique_names() if name not in (*KEEP_THE_FUNCTION, *OF_LANGUAGE_MODELS))
 UGLY = "serving_default_input_1:0"
 DATA = samples({UGLY: (3, 8, 8)}, 12)
 ROOT = Path(__file__).resolve().parents[2]
@@ -348,8 +349,8 @@ def test_layers_to_which_it_can_do_nothing_are_unsupported(name: str, only: tupl
         done(name, only=only, without=without)
 
 
-@pytest.mark.parametrize("name", CODE_BOOKS)
-def test_graphs_have_no_layers_for_code_books(name: str) -> None:
+@pytest.mark.parametrize("name", OF_LANGUAGE_MODELS)
+def test_graphs_have_no_layers_of_language_models(name: str) -> None:
     with pytest.raises(Unsupported, match="language models"):
         done(name)
 

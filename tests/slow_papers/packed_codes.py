@@ -1,4 +1,4 @@
-"""The "pack-quantized" layout of compressed-tensors 0.20, one bit at a time: bit b of code number n of a row is bit n * bits + b of the row,
+"""The "pack-quantized" layout of compressed-tensors 0.20, one bit at a time: bit b of code n of a row is bit n * bits + b of the row,
 of which each int32 holds 32, the lowest first; codes are counted from 0.
 """
 

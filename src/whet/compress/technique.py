@@ -120,7 +120,9 @@ class Option:
 
 @dataclass(frozen=True)
 class Technique:
-    """A technique as its file describes it. view: the class of what it is shown (LayerView, or one of ``views.py``)."""
+    """A technique as its file describes it. view: the class of what it is shown (LayerView, or one of ``views.py``). by_rows: whether
+    the output channels know nothing of each other (the file says BY_ROWS = True), so that a large weight may be shown in pieces.
+    """
 
     name: str
     sentence: str
@@ -132,6 +134,7 @@ class Technique:
     apply: Callable[..., Any]
     foresee: Callable[..., Foresight]
     view: type = LayerView
+    by_rows: bool = False
 
     @property
     def enters_bodies(self) -> bool:
@@ -179,7 +182,7 @@ def technique(name: str) -> Technique:
     function = getattr(module, name)
     sections = _sections(inspect.getdoc(function) or "")
     return Technique(name, sections[""], sections["Paper"], sections["Needs"].rstrip("."), sections["Cost"], sections["Limits"],
-                     _options(function), function, module.foresee, _view(function))
+                     _options(function), function, module.foresee, _view(function), getattr(module, "BY_ROWS", False))
 
 
 @cache

@@ -98,7 +98,8 @@ class SharedGram:
     """Layers with weights that all read one tensor, and the second moments of that tensor.
 
     gram: [in, in] float32, the mean of x x^T over ``rows`` vectors x, as the layers before give them once they are rounded.
-    magnitudes: [in] the mean |x| of each channel. movable: whether what makes the tensor can take a factor for each channel.
+    magnitudes: [in] the mean |x| of each channel. movable: whether what makes the tensor can take a factor for each channel; then factors
+    are all that is asked for, and the layers are shown again to be rounded.
     """
 
     name: str
@@ -111,12 +112,34 @@ class SharedGram:
 
 @dataclass(frozen=True, eq=False)
 class Scaled:
-    """What came of such layers. factors: [in] the tensor is divided by them, and the weights were multiplied by them before they were
-    rounded; None for none. changes: the rounded weights by layer.
+    """What came of such layers. factors: [in] the tensor is to be divided by them, and the weights multiplied; None for none. changes: the
+    rounded weights by layer, empty where factors were asked for.
     """
 
     factors: Floats | None
     changes: Mapping[str, Change]
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Something that reads or writes a vector of ``width`` channels. weights: [..., width] float32, by name, the vector's channels last.
+    All that touches one vector is shown, part after part, so what comes of a part may hang on its width alone. The gains of norms
+    between the vector and its readers are in the readers already. What comes of it: the same names, and numbers in the same shapes.
+    """
+
+    name: str
+    width: int
+    weights: Mapping[str, Floats]
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivities:
+    """What rounding each layer alone costs. harms: by layer and bits, nats of KL divergence of the answers; numbers: of each layer's
+    weight. What comes of it: the bits of each layer.
+    """
+
+    harms: Mapping[str, Mapping[int, float]]
+    numbers: Mapping[str, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +163,7 @@ class Block:
     inputs, exact_inputs: the tensors that enter, [n, ...] each, as the blocks before give them once they are quantised, and as they
     did in float. targets: [n, ...] the block's output in float; several outputs side by side as [n, numbers].
     run(inputs, weights, place): the output, with weights [out, ...] by layer, and place(name, tensor) in the place of each tensor of
-    ``tensors``.
+    ``tensors``. rounded: what an earlier step has rounded its layers to, by layer; ``layers`` hold the weights in float.
     """
 
     name: str
@@ -150,6 +173,7 @@ class Block:
     exact_inputs: tuple[Tensor, ...]
     targets: Tensor
     run: Callable[[Sequence[Tensor], Mapping[str, Tensor], Callable[[str, Tensor], Tensor]], Tensor]
+    rounded: Mapping[str, Quantised] = field(default_factory=FrozenMap)
 
 
 @dataclass(frozen=True, eq=False)

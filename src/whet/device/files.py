@@ -20,7 +20,7 @@ _WRONG_PLACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEX
 def write_file(path: Path, content: bytes | str) -> None:
     """Replace ``path`` by ``content`` in one step. Raises Refused where the disk is full or the place cannot be written."""
     data = content.encode("utf-8") if isinstance(content, str) else content
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -42,7 +42,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
     An old folder at ``path`` stays whole until then. Raises Refused where the disk is full or the place cannot be written.
     """
-    with _disk_errors(path):
+    with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         try:
@@ -77,7 +77,8 @@ def _replace_folder(new: Path, path: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """What the system says of the place ``path``, as Refused."""
     try:
         yield
     except OSError as error:

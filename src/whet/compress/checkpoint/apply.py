@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from whet.compress.checkpoint.destination import Destination, filling
 from whet.compress.checkpoint.hidden import Hidden
 from whet.compress.checkpoint.mixed import allotted
 from whet.compress.checkpoint.resolve import Resolved, resolve, stored_as, tensors_of, windows_wanted
+from whet.compress.checkpoint.rows import rounded_by_rows
 from whet.compress.checkpoint.shows import SHOWS, Flow
 from whet.compress.checkpoint.skeleton import Skeleton
 from whet.compress.checkpoint.stored import Layout
@@ -84,7 +87,8 @@ def _layer_by_layer(checkpoint: Checkpoint, steps: Sequence[Resolved], layouts: 
             if index >= destination.done:
                 if index + 1 < checkpoint.block_count:
                     checkpoint.expect(checkpoint.block_name(index + 1))
-                _module(checkpoint, name, steps, layouts, target, destination)
+                with _told_by_name(checkpoint, name):
+                    _module(checkpoint, name, steps, layouts, target, destination)
                 destination.finished(index + 1)
                 checkpoint.forget(name)
             progress.advance(note=name)
@@ -92,12 +96,17 @@ def _layer_by_layer(checkpoint: Checkpoint, steps: Sequence[Resolved], layouts: 
 
 def _outside_blocks(checkpoint: Checkpoint, steps: Sequence[Resolved], layouts: Mapping[str, Layout | str], target: Target,
                     destination: Destination) -> None:
-    """Tables, norms and head, of which nothing is known but their numbers."""
-    blocks = f"{checkpoint.family.blocks}."
-    modules = dict.fromkeys(name.rpartition(".")[0] for name in checkpoint.entries if not name.startswith(blocks))
-    layers = {layer for layer in layouts if not layer.startswith(blocks)}
-    for module in dict.fromkeys(next((layer for layer in layers if f"{name}.".startswith(f"{layer}.")), name) for name in modules):
-        _module(checkpoint, module, steps, layouts, target, destination)
+    """Tables, norms, head and whatever else is there, of which nothing is known but their numbers."""
+    inside = tuple(f"{checkpoint.block_name(index)}." for index in range(checkpoint.block_count))
+    taken: set[str] = set()
+    for layer in (name for name in layouts if not name.startswith(inside)):
+        with _told_by_name(checkpoint, layer):
+            destination.put(_stored(checkpoint, layer, _rounded(checkpoint, layer, steps, target)))
+        checkpoint.forget(layer)
+        taken |= _owned(checkpoint, layer)
+    for name in checkpoint.entries:
+        if name not in taken and not name.startswith(inside):
+            destination.put({name: checkpoint.tensor(name)}, then=partial(checkpoint.forget, name.rpartition(".")[0]))
 
 
 def _module(checkpoint: Checkpoint, module: str, steps: Sequence[Resolved], layouts: Mapping[str, Layout | str], target: Target,
@@ -107,8 +116,22 @@ def _module(checkpoint: Checkpoint, module: str, steps: Sequence[Resolved], layo
     owners = {layer: _owned(checkpoint, layer) for layer in layouts if layer == module or layer.startswith(f"{module}.")}
     for layer in owners:
         destination.put(_stored(checkpoint, layer, _rounded(checkpoint, layer, steps, target)))
+        checkpoint.forget(layer)
     taken = {name for own in owners.values() for name in own}
     destination.put({name: checkpoint.tensor(name) for name in names if name not in taken})
+
+
+@contextmanager
+def _told_by_name(checkpoint: Checkpoint, module: str) -> Iterator[None]:
+    """Who refuses numbers does not know whose they are: it is said here."""
+    try:
+        yield
+    except Refused as error:
+        for name in checkpoint.names_under(module):
+            tensor = checkpoint.tensor(name)
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise Refused(f"round {name}", found="NaN or infinity in it", do="repair or retrain the model") from error
+        raise
 
 
 def _owned(checkpoint: Checkpoint, layer: str) -> set[str]:
@@ -121,10 +144,15 @@ def _owned(checkpoint: Checkpoint, layer: str) -> set[str]:
 def _rounded(checkpoint: Checkpoint, layer: str, steps: Sequence[Resolved], target: Target) -> Quantised | Coded | Array:
     """What the last step that rounds the layer makes of it."""
     used, options = [(each.used, each.options[layer]) for each in steps if layer in each.options][-1]
-    view = LayerView(layer, "Linear", checkpoint.weight(layer).numpy(), scales=SCALES)
-    weight = used.apply(view, target, **options).weight
-    assert weight is not None
-    return weight
+
+    def made(numbers: Array) -> Quantised | Coded | Array:
+        weight = used.apply(LayerView(layer, "Linear", numbers, scales=SCALES), target, **options).weight
+        assert weight is not None
+        return weight
+
+    if used.by_rows and layer not in checkpoint.layouts and not checkpoint.is_transposed(layer):
+        return rounded_by_rows(checkpoint.tensor(f"{layer}.weight"), made)  # type: ignore[arg-type]
+    return made(checkpoint.weight(layer).numpy())
 
 
 def _stored(checkpoint: Checkpoint, layer: str, made: Quantised | Coded | Array) -> dict[str, Tensor]:
@@ -155,9 +183,10 @@ def _block_by_block(checkpoint: Checkpoint, steps: Sequence[Resolved], target: T
             if exact:
                 flow = Flow(now, exact[index % 2], exact[(index + 1) % 2])
                 _through(block, exact[index % 2], exact[(index + 1) % 2])
-            for each in steps:
-                own = {name: options for name, options in each.options.items() if name.startswith(f"{block.name}.")}
-                SHOWS[each.used.view.__name__](block, each.used, own, target, flow)
+            with _told_by_name(checkpoint, block.name):
+                for each in steps:
+                    own = {name: options for name, options in each.options.items() if name.startswith(f"{block.name}.")}
+                    SHOWS[each.used.view.__name__](block, each.used, own, target, flow)
             destination.put(_of_block(block))
             _through(block, now, then)
             destination.finished(index + 1)
@@ -200,6 +229,8 @@ def _key(checkpoint: Checkpoint, recipe: Recipe, target: Target, windows: Window
 
 
 def _free(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise Refused(f"write a checkpoint to {out}", found="a file of that name", do="choose another output folder")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
         raise Refused(f"write a checkpoint to {out}", found="a folder with other files in it, which would be lost",
                       do="choose another output folder")

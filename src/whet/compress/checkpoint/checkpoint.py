@@ -20,7 +20,7 @@ from whet.compress.checkpoint.tensor_writer import INDEX_NAME
 from whet.compress.codebook import Coded
 from whet.compress.grid import Quantised
 from whet.core.document import FrozenMap
-from whet.core.errors import Refused
+from whet.core.errors import Refused, Unsupported
 
 CONFIG_NAME = "config.json"
 TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -189,7 +189,9 @@ def _files(folder: Path) -> list[Path]:
         return found
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        if any(Path(name).name != name for name in names):
+            raise ValueError("a file of another folder")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise Refused(f"open {folder}", found=f"a broken {INDEX_NAME}", do="download it again") from error
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -200,6 +202,10 @@ def _files(folder: Path) -> list[Path]:
 def _check(made: Checkpoint) -> None:
     """Raises Refused where config.json contradicts the tensors in what shows without building the model."""
     asked = f"open {made.folder}"
+    count = made.config.get("num_hidden_layers", made.config.get("n_layer"))
+    if not isinstance(count, int):
+        raise Refused(asked, found=f"{count!r} for num_hidden_layers in its config.json", do="use the config.json of these files")
+    _check_rounded(made)
     blocks = f"{made.family.blocks}."
     parts = {name.removeprefix(blocks).split(".")[0] for name in made.entries if name.startswith(blocks)}
     numbers = {int(part) for part in parts if part.isdigit()}
@@ -207,8 +213,20 @@ def _check(made: Checkpoint) -> None:
         missing = sorted(set(range(made.block_count)) - numbers)
         found = f"no tensors of block {missing[0]}" if missing else f"tensors of block {max(numbers)}"
         raise Refused(asked, found=f"{found}, and config.json speaks of {made.block_count} blocks", do="use the config.json of these files")
+    table = f"{made.family.embedding}.weight"
+    if made.family.embedding not in made.layouts and (table not in made.entries or len(made.entries[table][1].shape) != 2):
+        raise Refused(asked, found=f"no table {table}", do="download the checkpoint again")
     rows, width = made.size(made.family.embedding)
     said = (made.config.get("vocab_size"), made.config.get("hidden_size", made.config.get("n_embd")))
     if (rows, width) != said:
         raise Refused(asked, found=f"a table of {rows} tokens of {width} numbers, and config.json says {said[0]} and {said[1]}",
                       do="use the config.json of these files")
+
+
+def _check_rounded(made: Checkpoint) -> None:
+    """Raises Unsupported where the layers that config.json calls rounded do not lie as Whet writes them."""
+    for layer, layout in made.layouts.items():
+        missing = [name for name in stored.marks(layer, layout) if name not in made.entries]
+        if missing:
+            raise Unsupported(f"open {made.folder}", do="give the original model",
+                              found=f"no {missing[0]}, and config.json says that {layer} is rounded; another tool may have done that")

@@ -74,8 +74,9 @@ def compare_checkpoints(parent: Any, candidate: Any, data: Any, *, length: int |
     of weights is in memory. Raises Refused where the models do not read the same tokens.
     """
     first, second = open_checkpoint(parent), open_checkpoint(candidate)
-    if first.family.encoder:
-        raise Unsupported(f"compare {first.folder} by perplexity", found="an encoder, which predicts no next token",
+    encoders = [model for model in (first, second) if model.family.encoder]
+    if encoders:
+        raise Unsupported(f"compare {encoders[0].folder} by perplexity", found="an encoder, which predicts no next token",
                           do="export both to ONNX and compare those")
     if first.config.get("vocab_size") != second.config.get("vocab_size"):
         raise Refused("compare two language models", found=f"vocabularies of {first.config.get('vocab_size')} and "
@@ -97,6 +98,7 @@ def judging(parent: Checkpoint, windows: Windows, *, confidence: float = 0.95,
         yield judge
 
 
+@torch.no_grad()
 def _scored(outputs: tuple[_Ran, _Ran], windows: Windows) -> Scores:
     skip = 1 if windows.starts else 0  # what follows the mark for the beginning is the first that is predicted from something
     parts = [_window(outputs, windows.tokens[index], index, skip) for index in range(len(windows))]

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from whet.compress.checkpoint.tensor_writer import INDEX_NAME, Shape, TensorWriter, index_of, shards_of
 from whet.core.errors import Refused
-from whet.device.files import write_file
+from whet.device.files import disk_errors, write_file
 
 JOURNAL_NAME = "journal.json"
-WAITING = 8  # tensors that may wait for the disk: more would fill memory
+WAITING = 6  # tensors that may wait for the disk: more would fill memory
 
 _log = logging.getLogger(__name__)
 
@@ -42,10 +42,12 @@ class Destination:
         self._pool = ThreadPoolExecutor(1)
         self._waiting: list[Future[None]] = []
 
-    def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Write tensors, while the caller goes on."""
+    def put(self, tensors: Mapping[str, Tensor], then: Callable[[], None] | None = None) -> None:
+        """Write tensors, while the caller goes on. then: done once they are written."""
         for name, tensor in tensors.items():
             self._waiting.append(self._pool.submit(self._writer.write, name, tensor))
+        if then is not None:
+            self._waiting.append(self._pool.submit(then))
         while len(self._waiting) > WAITING:
             self._waiting.pop(0).result()
 
@@ -85,9 +87,10 @@ def filling(out: Path, key: str) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise Refused(f"write {out}", found="another run that is writing it", do="wait for it, or choose another folder") from error
-        _begin(beside, key)
-        yield beside
-        _move(beside, out)
+        with disk_errors(out):
+            _begin(beside, key)
+            yield beside
+            _move(beside, out)
     finally:
         os.close(lock)
 
@@ -95,6 +98,8 @@ def filling(out: Path, key: str) -> Iterator[Path]:
 def _begin(beside: Path, key: str) -> None:
     """Empty the folder unless it was left by the same work."""
     found = _journal(beside)
+    for path in beside.glob(".*"):  # a file that was being written when its run was killed (device.files.write_file)
+        path.unlink()
     if found.get("key") == key:
         if found.get("done"):
             _log.warning("going on behind block %d, where an earlier run stopped", found["done"])
@@ -106,13 +111,16 @@ def _begin(beside: Path, key: str) -> None:
 
 
 def _move(beside: Path, out: Path) -> None:
-    """Put what was made into its place; what is there already has been refused or may be replaced."""
-    for name in (JOURNAL_NAME, "lock"):
-        (beside / name).unlink(missing_ok=True)
+    """Put what was made into its place; what is there already has been refused or may be replaced. The lock goes last: who found it open
+    before the move would take the folder for one to begin in.
+    """
+    (beside / JOURNAL_NAME).unlink(missing_ok=True)
     old = out.with_name(f".{out.name}.whet-old")
     if out.exists():
+        shutil.rmtree(old, ignore_errors=True)  # of a run that was killed right here
         os.replace(out, old)
     os.replace(beside, out)
+    (out / "lock").unlink(missing_ok=True)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -34,7 +34,8 @@ class Family:
     model_types: as config.json names them. blocks: the list of blocks; block 3 is "blocks.3". readers: in order of execution.
     embedding, norm, head: modules before and behind the blocks; head "" for an encoder. prefix: what some checkpoints leave out of all
     names. transposed: weights are [in, out] (GPT-2's Conv1D). norm_offset: what the norms add to their weight before they multiply.
-    positions: learned tables of positions. fused: modules whose output is cut into several, by name, with the names of the parts.
+    positions: learned tables of positions. fused: modules whose output is cut into several, by name, with the names of the parts. values:
+    the layer whose last outputs are the values of the attention heads, and the one that reads what the heads make of them.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Family:
     norm_offset: float = 0.0
     positions: tuple[str, ...] = ()
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=FrozenMap)
+    values: tuple[str, ...] = ()
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -62,6 +64,7 @@ class Family:
 
 _ATTENTION = Readers(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), norm="input_layernorm")
 _OUT = Readers(("self_attn.o_proj",), maker="self_attn.v_proj")
+_VALUES = ("self_attn.v_proj", "self_attn.o_proj")
 _DOWN = Readers(("mlp.down_proj",), maker="mlp.up_proj")
 
 
@@ -71,21 +74,23 @@ def _gated(norm: str) -> tuple[Readers, ...]:
 
 FAMILIES = (
     Family("llama", ("llama", "mistral", "qwen2", "qwen3", "smollm3"), "model.layers", _gated("post_attention_layernorm"),
-           "model.embed_tokens", "model.norm"),
-    Family("gemma", ("gemma",), "model.layers", _gated("post_attention_layernorm"), "model.embed_tokens", "model.norm", norm_offset=1.0),
+           "model.embed_tokens", "model.norm", values=_VALUES),
+    Family("gemma", ("gemma",), "model.layers", _gated("post_attention_layernorm"), "model.embed_tokens", "model.norm", norm_offset=1.0,
+           values=_VALUES),
     # Norms behind attention and feed-forward too: those do not feed a layer.
     Family("gemma2", ("gemma2", "gemma3_text"), "model.layers", _gated("pre_feedforward_layernorm"), "model.embed_tokens", "model.norm",
-           norm_offset=1.0),
+           norm_offset=1.0, values=_VALUES),
     Family("phi3", ("phi3",), "model.layers",
            (Readers(("self_attn.qkv_proj",), norm="input_layernorm"), Readers(("self_attn.o_proj",)),
             Readers(("mlp.gate_up_proj",), norm="post_attention_layernorm"), Readers(("mlp.down_proj",))),
            "model.embed_tokens", "model.norm",
-           fused=FrozenMap({"self_attn.qkv_proj": ("q", "k", "v"), "mlp.gate_up_proj": ("gate", "up")})),
+           fused=FrozenMap({"self_attn.qkv_proj": ("q", "k", "v"), "mlp.gate_up_proj": ("gate", "up")}),
+           values=("self_attn.qkv_proj", "self_attn.o_proj")),
     # One norm feeds attention and feed-forward, which run side by side.
     Family("phi", ("phi",), "model.layers",
            (Readers(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.fc1"), norm="input_layernorm"),
             Readers(("self_attn.dense",), maker="self_attn.v_proj"), Readers(("mlp.fc2",))),
-           "model.embed_tokens", "model.final_layernorm"),
+           "model.embed_tokens", "model.final_layernorm", values=("self_attn.v_proj", "self_attn.dense")),
     Family("gpt2", ("gpt2",), "transformer.h",
            (Readers(("attn.c_attn",), norm="ln_1"), Readers(("attn.c_proj",)), Readers(("mlp.c_fc",), norm="ln_2"),
             Readers(("mlp.c_proj",))),
@@ -95,7 +100,8 @@ FAMILIES = (
            (Readers(("attention.self.query", "attention.self.key", "attention.self.value")),
             Readers(("attention.output.dense",), maker="attention.self.value"), Readers(("intermediate.dense",)),
             Readers(("output.dense",))),
-           "embeddings.word_embeddings", head="", prefix="bert.", positions=("embeddings.position_embeddings",)),
+           "embeddings.word_embeddings", head="", prefix="bert.", positions=("embeddings.position_embeddings",),
+           values=("attention.self.value", "attention.output.dense")),
 )
 
 

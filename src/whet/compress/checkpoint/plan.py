@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from whet.compress.checkpoint.checkpoint import Checkpoint
 from whet.compress.checkpoint.hidden import TOKENS_AT_ONCE
 from whet.compress.checkpoint.layers import inventory
+from whet.compress.checkpoint.mixed import foreseen
 from whet.compress.checkpoint.resolve import Resolved, resolve, stored_as, tensors_of, windows_wanted
 from whet.compress.checkpoint.stored import Layout, shapes
 from whet.compress.checkpoint.tensor_writer import shards_of
 from whet.compress.checkpoint.text import LONGEST_WINDOW
+from whet.compress.checkpoint.turned import turned
 from whet.core.inventory import Layer
 from whet.core.measurement import Measurement
 from whet.core.plan import Plan, PlannedLayer
@@ -26,12 +28,15 @@ TORCH_ALONE = 300e6
 
 def plan_checkpoint(checkpoint: Checkpoint, recipe: Recipe, target: Target, *, windows: int | None = None) -> Plan:
     """The recipe resolved against the checkpoint. windows: of calibration text, default: as many as the recipe takes, of 2048 tokens."""
+    asked = recipe
+    checkpoint, recipe = turned(checkpoint, recipe, target)
+    recipe = foreseen(checkpoint, recipe)
     steps = resolve(checkpoint, recipe, target)
     layouts = stored_as(checkpoint, steps)
     by_layer = {name: each for each in steps for name in each.options}
     layers = tuple(_planned(checkpoint, layer, by_layer.get(layer.name), layouts) for layer in inventory(checkpoint).layers)
     costs = (_size(checkpoint, layouts), _memory(checkpoint, steps), _time(checkpoint, steps, windows or windows_wanted(recipe)))
-    return Plan(str(checkpoint.folder), recipe, target.name, layers, costs)
+    return Plan(str(checkpoint.folder), asked, target.name, layers, costs)
 
 
 def _planned(checkpoint: Checkpoint, layer: Layer, resolved: Resolved | None, layouts: Mapping[str, Layout | str]) -> PlannedLayer:
@@ -61,7 +66,7 @@ def _size(checkpoint: Checkpoint, layouts: Mapping[str, Layout | str]) -> Measur
 def _memory(checkpoint: Checkpoint, steps: Sequence[Resolved]) -> Measurement:
     """The largest layer while it is worked on; with calibration a block in float32, its largest Gram matrix and what solving takes."""
     sizes = [checkpoint.size(name) for each in steps for name in each.options]
-    largest = max(rows * columns for rows, columns in sizes)
+    largest = max((rows * columns for rows, columns in sizes), default=math.prod(checkpoint.size(checkpoint.family.embedding)))
     if all(each.used.needs == "nothing" for each in steps):
         found = TORCH_ALONE + 4 * largest * 3
         return Measurement("working_bytes", found, " B", source="estimated", method="three of the largest layer in float32, and torch")

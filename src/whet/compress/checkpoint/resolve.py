@@ -32,12 +32,22 @@ class Resolved:
 
 
 def resolve(checkpoint: Checkpoint, recipe: Recipe, target: Target) -> list[Resolved]:
-    """The steps in order. A step that names no layers means the linear layers of the blocks; tables and head must be named.
+    """The steps in order. A step that names no layers means the linear layers of the blocks; tables and head must be named. Steps of one
+    technique that follow each other with different layers are one: a layer is to see what all those before it give, however many bits
+    each has.
 
     Raises Refused where a step matches nothing or an option is unknown, Unsupported where a technique can do nothing to what it names.
     """
     layers = {layer.name: layer for layer in weighted(checkpoint)}
-    return [_resolved(step if step.layers != ("*",) else replace(step, layers=(f"op:{LINEAR}",)), layers, target) for step in recipe.steps]
+    found: list[Resolved] = []
+    for step in recipe.steps:
+        each = _resolved(step if step.layers != ("*",) else replace(step, layers=(f"op:{LINEAR}",)), layers, target)
+        if found and found[-1].used is each.used and not found[-1].options.keys() & each.options.keys():
+            found[-1] = replace(found[-1], options={**found[-1].options, **each.options},
+                                foresights={**found[-1].foresights, **each.foresights})
+        else:
+            found.append(each)
+    return found
 
 
 def _resolved(step: Step, layers: Mapping[str, Layer], target: Target) -> Resolved:

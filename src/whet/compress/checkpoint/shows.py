@@ -14,6 +14,7 @@ from whet.compress.checkpoint.block import BlockAtWork
 from whet.compress.checkpoint.families import Readers
 from whet.compress.checkpoint.hidden import Hidden
 from whet.compress.column_rounding import add_moments, mirrored
+from whet.compress.grid import Quantised
 from whet.compress.technique import Change, Technique
 from whet.compress.views import Block, GramView, Learned, Scaled, SharedGram
 from whet.core.target import Target
@@ -61,9 +62,13 @@ def together(block: BlockAtWork, used: Technique, options: Options, target: Targ
             if found.factors is not None:
                 move(block, readers, torch.from_numpy(found.factors))
     for readers, chosen in _chosen(block, options):
-        found = used.apply(_shared(block, readers, chosen, flow, False), target, **options[block.whole(chosen[0])])
-        for layer in chosen:
-            _put(block, layer, found.changes[block.whole(layer)])
+        while chosen:
+            own = options[block.whole(chosen[0])]
+            alike = [layer for layer in chosen if options[block.whole(layer)] == own]
+            found = used.apply(_shared(block, readers, alike, flow, False), target, **own)
+            for layer in alike:
+                _put(block, layer, found.changes[block.whole(layer)])
+            chosen = [layer for layer in chosen if layer not in alike]
 
 
 def _chosen(block: BlockAtWork, options: Options) -> Iterator[tuple[Readers, list[str]]]:
@@ -92,7 +97,8 @@ def as_a_whole(block: BlockAtWork, used: Technique, options: Options, target: Ta
         return block.computed(inputs[0], {layer: weights[block.whole(layer)] for layer in chosen if block.whole(layer) in weights})
 
     views = {block.whole(layer): block.view(layer) for layer in chosen}
-    view = Block(block.name, views, {}, (flow.now.mapped(),), (flow.exact.mapped(),), flow.wanted.mapped(), run)
+    before = {name: made for name in views if isinstance(made := block.rounded.get(name), Quantised)}
+    view = Block(block.name, views, {}, (flow.now.mapped(),), (flow.exact.mapped(),), flow.wanted.mapped(), run, before)
     learned: Learned = used.apply(view, target, **options[block.whole(chosen[0])])
     for layer in chosen:
         block.put(layer, learned.weights[block.whole(layer)])
@@ -139,8 +145,8 @@ def move(block: BlockAtWork, readers: Readers, factors: Tensor) -> None:
 
 
 def _into_norm(block: BlockAtWork, name: str, factors: Tensor) -> Tensor:
-    """Divide what a norm gives by factors. Returns those that its numbers stand for as they are stored: often in 16 bits, and the layers behind
-    it can make up for that.
+    """Divide what a norm gives by factors. Returns those that its numbers stand for as they are stored: often in 16 bits, and the layers
+    behind it can make up for that.
     """
     offset, dtype = block.skeleton.checkpoint.family.norm_offset, block.skeleton.checkpoint.tensor(f"{block.whole(name)}.weight").dtype
     weight: Tensor = block.module.get_submodule(name).weight  # type: ignore[assignment]

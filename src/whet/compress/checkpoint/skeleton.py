@@ -78,7 +78,7 @@ class Skeleton:
 
     def _behind_blocks(self, hidden: Tensor) -> Tensor:
         tokens = torch.zeros(hidden.shape[:2], dtype=torch.int64)
-        with torch.no_grad(), self._replaced([_Given(hidden) for _ in range(len(self.blocks))]):
+        with self._replaced([_Given(hidden) for _ in range(len(self.blocks))]):
             found = self.model(tokens) if self.checkpoint.family.encoder else self.model(tokens, use_cache=False)
         return found.last_hidden_state if self.checkpoint.family.encoder else found.logits
 

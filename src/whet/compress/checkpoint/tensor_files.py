@@ -99,7 +99,7 @@ def entries_of(path: Path) -> dict[str, Entry]:
 def _header(path: Path, text: bytes) -> dict[str, Any]:
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Refused(f"read {path.name}", found="a safetensors header that is no JSON", do="download the file again") from error
     if not isinstance(header, dict):
         raise Refused(f"read {path.name}", found="a safetensors header that is no table", do="download the file again")
@@ -111,7 +111,7 @@ def _entry(path: Path, name: str, found: Any, start: int) -> Entry:
         dtype, shape, (begin, end) = str(found["dtype"]), tuple(int(size) for size in found["shape"]), found["data_offsets"]
         entry = Entry(name, dtype, shape, path, start + int(begin))
         fits = entry.size_bytes == int(end) - int(begin) and int(begin) >= 0 and all(size >= 0 for size in shape)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise Refused(f"read {name} of {path.name}", found=f"the header entry {found!r}", do="download the file again") from error
     if not fits:
         raise Refused(f"read {name} of {path.name}", found=f"{int(end) - int(begin)} bytes for {dtype} {list(shape)}",

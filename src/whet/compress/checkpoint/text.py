@@ -56,6 +56,7 @@ def windows_of(checkpoint: Checkpoint, source: Any, *, length: int | None = None
     tokenizer = tokenizer_of(checkpoint)
     first = _first(tokenizer)
     ids = [token for text in texts_in(source) for token in (*first, *tokenizer.encode(text, add_special_tokens=False, verbose=False))]
+    ids = ids[len(first) :]  # the first window brings the mark of the first text
     step = length - len(first)
     length, step = (length, step) if len(ids) >= step else (len(ids) + len(first), len(ids))
     if len(ids) < FEWEST_TOKENS:
@@ -130,7 +131,8 @@ def _checked(tokens: Tensor, checkpoint: Checkpoint, longest: int) -> Tensor:
     rows = int(checkpoint.config["vocab_size"])
     whole = not tokens.is_floating_point() and not tokens.is_complex() and tokens.dtype != torch.bool
     if tokens.ndim != 2 or not whole or not len(tokens) or tokens.shape[1] < 2:
-        raise Refused("use tokens", found=f"{tokens.dtype} {list(tokens.shape)}", do="give whole numbers [n, length], at least two in each row")
+        raise Refused("use tokens", found=f"{tokens.dtype} {list(tokens.shape)}",
+                      do="give whole numbers [n, length], at least two in each row")
     if tokens.shape[1] > longest:
         raise Refused("use tokens", found=f"windows of {tokens.shape[1]} tokens for a model made for {longest}", do="cut them")
     tokens = tokens.to(torch.int64)

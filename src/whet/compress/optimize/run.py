@@ -39,15 +39,16 @@ DEFAULT_LOSS = "kl<0.02"  # of a language model, where the caller says nothing
 
 
 def optimize(model: Any, *, data: Any, out: str | os.PathLike[str], calibration: Any = None, metric: str | Callable[..., Any] | None = None,
-             target: Target | str = "host", minimize: str | None = None, max_drop: float | str | None = None, max_latency_ms: float | None = None,
-             max_size_bytes: float | None = None, max_memory_bytes: float | None = None, confidence: float = 0.95, seconds: float = 2.0,
-             time_budget_s: float | None = None, example_inputs: Any = None, seed: int = 0, command: str = "") -> Outcome:
+             target: Target | str = "host", minimize: str | None = None, max_drop: float | str | None = None,
+             max_latency_ms: float | None = None, max_size_bytes: float | None = None, max_memory_bytes: float | None = None,
+             confidence: float = 0.95, seconds: float = 2.0, time_budget_s: float | None = None, example_inputs: Any = None,
+             seed: int = 0, command: str = "") -> Outcome:
     """Find the best version of ``model`` for ``target``, measure everything, and ship nothing that is worse than asked.
 
     model: whatever ``whet.load`` takes, or the folder of a language model: then data and calibration are text, the goal is size, and
-    max_drop is "kl<0.02" or "nats<0.02" (a number is nats). data: samples to judge by (see ``whet.load_data``); with labels ``metric`` is "accuracy" by
-    default, without labels "fidelity" to the original. calibration: samples to find ranges by, which must not be among ``data``;
-    where none are given they are split off ``data``. minimize: latency, size, memory or energy.
+    max_drop is "kl<0.02" or "nats<0.02" (a number is nats). data: samples to judge by (see ``whet.load_data``); with labels ``metric``
+    is "accuracy" by default, without labels "fidelity" to the original. calibration: samples to find ranges by, which must not be
+    among ``data``; where none are given they are split off ``data``. minimize: latency (the default), size, memory or energy.
     max_drop: how much of the metric may be lost, 0.01 = one point of accuracy; the one-sided bound of the drop at ``confidence`` is
     what must be below it. seconds: of timing, for each candidate. time_budget_s: no trial begins after that; None tries all.
 

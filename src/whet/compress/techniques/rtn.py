@@ -14,6 +14,7 @@ from whet.core.target import Target
 
 # Weights of one matrix, or a table of rows: blocks run along what each output is the sum of.
 BLOCK_OPS = frozenset({*weight_only.BLOCK_OPS, "Gather", *LANGUAGE_OPS})
+BY_ROWS = True
 
 
 def rtn(layer: LayerView, target: Target, *,

@@ -4,8 +4,8 @@
     python benchmarks/llm_shapes.py 7b --technique gptq --blocks 2        # two whole blocks, times 16 for all 32
     python benchmarks/llm_shapes.py 13b --plan                            # sizes alone: headers without numbers
 
-Prints one JSON document a run. Times are wall-clock; the page cache is as the making of the checkpoint left it (--cold drops it, where that is
-allowed).
+Prints one JSON document a run. Times are wall-clock; the page cache is as the making of the checkpoint left it (--cold drops it, where
+that is allowed).
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def config_of(shape: str, blocks: int | None) -> dict[str, object]:
     sizes = dict(SHAPES[shape])
     sizes["num_hidden_layers"] = blocks or sizes["num_hidden_layers"]
     return {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": VOCABULARY, "rms_norm_eps": 1e-5,
-            "num_key_value_heads": sizes["num_attention_heads"], "max_position_embeddings": 4096, "rope_theta": 10000.0, "hidden_act": "silu",
-            "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float16", **sizes}  # fmt: skip
+            "num_key_value_heads": sizes["num_attention_heads"], "max_position_embeddings": 4096, "rope_theta": 10000.0,
+            "hidden_act": "silu", "tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float16",
+            **sizes}  # fmt: skip
 
 
 def shapes_of(config: dict[str, object]) -> dict[str, tuple[int, ...]]:
@@ -83,7 +84,8 @@ def worked(folder: Path, technique: str, options: dict[str, object], tokens: int
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     cpu = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
     size = sum(path.stat().st_size for path in (folder.parent / "out").glob("*.safetensors"))
-    print(json.dumps({"seconds": round(perf_counter() - began, 1), "cpu_seconds": round(cpu, 1), "peak_rss_bytes": peak, "size_bytes": size}))
+    print(json.dumps({"seconds": round(perf_counter() - began, 1), "cpu_seconds": round(cpu, 1), "peak_rss_bytes": peak,
+                      "size_bytes": size}))  # fmt: skip
 
 
 def main() -> None:
@@ -107,7 +109,8 @@ def main() -> None:
         folder.mkdir()
         config = config_of(given.shape, given.blocks)
         make(folder, config, empty=given.plan)
-        print(json.dumps({"shape": given.shape, "blocks": config["num_hidden_layers"], **options, **_planned(folder, given.technique, options)}))
+        planned = _planned(folder, given.technique, options)
+        print(json.dumps({"shape": given.shape, "blocks": config["num_hidden_layers"], **options, **planned}))
         if not given.plan:
             os.sync()
             if given.cold:

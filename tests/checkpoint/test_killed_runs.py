@@ -55,8 +55,7 @@ def test_runs_that_are_killed_are_gone_on_with(models: Models, tmp_path: Path, n
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["qwen3", "gpt2"])
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(("name", "kind"), [("rtn", "qwen3"), ("gptq", "gpt2"), ("awq then gptq", "qwen3")])
 def test_a_kill_anywhere_is_survived(models: Models, tmp_path: Path, name: str, kind: str) -> None:
     number = random.Random(1)
     kills: list[tuple[float, ...]] = [(at / 40,) for at in range(41)]

@@ -29,8 +29,8 @@ MISTAKES = (
     Mistake(
         "what is learned is not what is stored",
         LEARNED,
-        "        return _straight(scale, stored.to(getattr(torch, self.scales)).float())",
-        "        return scale",
+        "    return _straight(scale, stored.to(getattr(torch, dtype)).float())",
+        "    return scale",
         AUTOROUND,
         "what_is_stored",
     ),

@@ -291,8 +291,8 @@ MISTAKES = (
         f"{PLACE}/apply.py",
         "            _through(block, now, then)\n            destination.finished(index + 1)\n",
         "            destination.finished(index + 1)\n            destination.settle()\n            _through(block, now, then)\n",
-        KILLED,
-        "gptq",
+        APPLY,
+        "goes_on_behind",
     ),
     # -- plan and compare
     Mistake(

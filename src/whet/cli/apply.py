@@ -51,7 +51,7 @@ def command(screen: Screen, words: tuple[str, ...], recipe: str | None, layers: 
     \b
     whet apply static model.onnx --calibration calib.npz --ranges mse -o out/
     whet apply --recipe recipe.toml model.onnx --calibration calib.npz -o out/
-    whet apply gptq ./llama-dir --calibration text.txt --bits 4 --group 128 -o out/
+    whet apply gptq ./llama-dir --bits 4 --group 128 --calibration a.txt -o out/
     """
     import whet
     from whet.cli.models import model_of

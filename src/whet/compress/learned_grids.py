@@ -85,8 +85,8 @@ class Rounding:
         """Scale and zero point, [out, groups, 1]; the scale is a number of the dtype it is stored in. Gradients go straight through."""
         alpha, beta = self.shares
         if self.symmetric:
-            return self._storable(alpha * self.high / self.highest), torch.zeros_like(alpha)
-        scale = self._storable((beta * self.high - alpha * self.low) / self.highest)
+            return storable(alpha * self.high / self.highest, self.scales), torch.zeros_like(alpha)
+        scale = storable((beta * self.high - alpha * self.low) / self.highest, self.scales)
         zero = -alpha * self.low / scale
         return scale, _straight(zero, zero.detach().round().clamp(0, self.highest))
 
@@ -107,14 +107,15 @@ class Rounding:
                     1 if self.block else 0, self.block)
         return Quantised(np.ascontiguousarray(codes.numpy()), grid)
 
-    def _storable(self, scale: Tensor) -> Tensor:
-        """As ``grid.storable``; a group of zeros gets scale 1."""
-        scale = torch.where(scale > torch.finfo(torch.float32).tiny, scale, 1.0)
-        if self.scales == "float32":
-            return scale
-        kind = np.finfo(np.dtype(self.scales))
-        stored = scale.detach().clamp(float(kind.smallest_subnormal), float(kind.max))
-        return _straight(scale, stored.to(getattr(torch, self.scales)).float())
+
+def storable(scale: Tensor, dtype: str) -> Tensor:
+    """As ``grid.storable``, with the gradient of what was not rounded; a group of zeros gets scale 1."""
+    scale = torch.where(scale > torch.finfo(torch.float32).tiny, scale, 1.0)
+    if dtype == "float32":
+        return scale
+    kind = np.finfo(np.dtype(dtype))
+    stored = scale.detach().clamp(float(kind.smallest_subnormal), float(kind.max))
+    return _straight(scale, stored.to(getattr(torch, dtype)).float())
 
 
 class _OnGrid(torch.autograd.Function):
@@ -203,7 +204,7 @@ def _stepping(weights: Mapping[str, Rounding], moving: bool) -> Iterator[Callabl
         slower = 1 / (each.highest - each.lowest) if moving else 1.0
         for variable, least, most, share in ((each.v, -reach, reach, 1.0), (each.shares, LEAST_SHARE, widest, slower)):
             own.append((kind(variable, 0.0), share))
-            hooks.append(variable.register_post_accumulate_grad_hook(_step_within(own[-1][0], least, most)))
+            hooks.append(variable.register_post_accumulate_grad_hook(step_within(own[-1][0], least, most)))
 
     def set_rate(rate: float) -> None:
         for optimiser, share in own:
@@ -216,7 +217,7 @@ def _stepping(weights: Mapping[str, Rounding], moving: bool) -> Iterator[Callabl
             hook.remove()
 
 
-def _step_within(optimiser: Adam | Signs, least: float, most: float) -> Callable[[Tensor], None]:
+def step_within(optimiser: Adam | Signs, least: float, most: float) -> Callable[[Tensor], None]:
     def step(parameter: Tensor) -> None:
         optimiser.step()
         with torch.no_grad():

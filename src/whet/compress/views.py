@@ -184,6 +184,24 @@ class Learned:
     activations: Mapping[str, Grid] = field(default_factory=FrozenMap)
 
 
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """A language model whose layers are rounded, all of it in memory, to be tuned from end to end.
+
+    rounded: by layer, what the steps before made of its weight [out, in]. scales: the dtype that scales are stored in. weight(layer): [out,
+    in] the float weight that it was rounded from. windows: of calibration text, numbered from 0. run(chosen, weights): logits [n,
+    length, vocabulary] for the windows [n] chosen, with weights [out, in] by layer; gradients flow to those. parent(chosen): what the
+    model gave in float. What comes of it is ``Learned``.
+    """
+
+    rounded: Mapping[str, Quantised]
+    scales: str
+    weight: Callable[[str], Floats]
+    windows: int
+    run: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+    parent: Callable[[Tensor], Tensor]
+
+
 Range = tuple[float, float]
 """Lowest and highest value that a grid shall hold."""
 

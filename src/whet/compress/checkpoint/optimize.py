@@ -14,6 +14,7 @@ from whet.compress.artifacts import tool_versions
 from whet.compress.checkpoint.apply import apply_to_checkpoint
 from whet.compress.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from whet.compress.checkpoint.compare import LanguageComparison, judging
+from whet.compress.checkpoint.plan import plan_checkpoint
 from whet.compress.checkpoint.search import RUNGS, Idea, averages_below, idea, smallest_passing
 from whet.compress.checkpoint.text import Windows, windows_of
 from whet.compress.optimize.choose import closest, winner, with_front
@@ -31,6 +32,7 @@ from whet.device.files import new_folder, write_file
 from whet.device.machine import describe, stamp
 
 FEWEST_WINDOWS = 8  # below, an interval over windows says nothing
+LONGEST_TRIAL_S = 3600.0  # a candidate that the plan says takes longer is left out, and the user told
 Judge = Callable[[Checkpoint], LanguageComparison]
 
 
@@ -129,6 +131,9 @@ class _Search:
 
     def _made(self, tried: Idea) -> Trial:
         began = perf_counter()
+        if (needed := self._seconds(tried)) > (room := self._room()):
+            note = f"it would take about {needed / 60:.0f} minutes, and {room / 60:.0f} are left"
+            return Trial(tried.name, tried.recipe, "skipped", note)
         place = self.folder / digest([tried.recipe.to_plain(), _identity(self.parent), self.target.name, str(self.calibration)])[:16]
         if not (place / MANIFEST_NAME).is_file():
             apply_to_checkpoint(self.parent, tried.recipe, self.target, calibration=self.calibration, out=place)
@@ -137,6 +142,15 @@ class _Search:
         artifact = Artifact.from_json((place / MANIFEST_NAME).read_bytes())
         return Trial(tried.name, tried.recipe, artifact=artifact, path=f"trials/{place.name}/model.safetensors",
                      measurements=FrozenMap(found), verdict=judge(self.gates, found), seconds=round(perf_counter() - began, 1))
+
+
+    def _seconds(self, tried: Idea) -> float:
+        """About how long it takes, by the plan."""
+        costs = {cost.name: cost.value for cost in plan_checkpoint(self.parent, tried.recipe, self.target).costs}
+        return costs["working_s"] or 0.0
+
+    def _room(self) -> float:
+        return LONGEST_TRIAL_S if self.until is None else max(0.0, min(LONGEST_TRIAL_S, self.until - perf_counter()))
 
 
 def _measurements(found: LanguageComparison) -> dict[str, Measurement]:

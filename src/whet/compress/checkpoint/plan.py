@@ -14,6 +14,7 @@ from whet.compress.checkpoint.stored import Layout, shapes
 from whet.compress.checkpoint.tensor_writer import shards_of
 from whet.compress.checkpoint.text import LONGEST_WINDOW
 from whet.compress.checkpoint.turned import turned
+from whet.compress.views import Block
 from whet.core.inventory import Layer
 from whet.core.measurement import Measurement
 from whet.core.plan import Plan, PlannedLayer
@@ -24,6 +25,7 @@ from whet.core.target import Target
 READ_BYTES_PER_S, ROUND_WEIGHTS_PER_S = 1.5e9, 0.4e9
 LIBRARIES = 550e6  # bytes that torch and transformers take before a model is looked at; torch alone 300e6
 TORCH_ALONE = 300e6
+LEARNING_BYTES_A_WEIGHT = 34  # weights, what is learned, its gradients and moments: measured by docs/techniques/autoround.md
 
 
 def plan_checkpoint(checkpoint: Checkpoint, recipe: Recipe, target: Target, *, windows: int | None = None) -> Plan:
@@ -72,6 +74,9 @@ def _memory(checkpoint: Checkpoint, steps: Sequence[Resolved]) -> Measurement:
         return Measurement("working_bytes", found, " B", source="estimated", method="three of the largest layer in float32, and torch")
     block = sum(rows * columns for rows, columns in (checkpoint.size(name) for name in checkpoint.block_layers(0)))
     widest = max(columns for _, columns in sizes)
+    if any(each.used.view is Block for each in steps):
+        return Measurement("working_bytes", LIBRARIES + LEARNING_BYTES_A_WEIGHT * block, " B", source="estimated",
+                           method=f"{LEARNING_BYTES_A_WEIGHT} bytes for each weight of a block while it learns, and libraries")
     tokens = TOKENS_AT_ONCE * (checkpoint.size(checkpoint.family.embedding)[1] * 4 + widest * 3)
     found = LIBRARIES + 4 * (block + 3 * largest + 3 * widest**2 + tokens)
     return Measurement("working_bytes", found, " B", source="estimated",
@@ -87,9 +92,18 @@ def _time(checkpoint: Checkpoint, steps: Sequence[Resolved], windows: int) -> Me
     seconds = read + weights / ROUND_WEIGHTS_PER_S
     if any(each.used.needs != "nothing" for each in steps):
         tokens = windows * min(LONGEST_WINDOW, int(checkpoint.config.get("max_position_embeddings", LONGEST_WINDOW)))
-        seconds += sum(_calibrated(checkpoint, each, tokens) for each in steps if each.used.needs != "nothing") / rate
+        length = tokens // max(windows, 1)
+        seconds += sum(_learned(checkpoint, each, length) if each.used.view is Block else _calibrated(checkpoint, each, tokens)
+                       for each in steps if each.used.needs != "nothing") / rate
     return Measurement("working_s", seconds, " s", source="estimated", n=windows,
                        method="reading, rounding and the products of calibration, at this machine's measured rates")
+
+
+def _learned(checkpoint: Checkpoint, step: Resolved, length: int) -> float:
+    """Multiply-accumulates of learning block by block: forward, and twice that back, for each window of each step."""
+    options = next(iter(step.options.values()))
+    weights = sum(math.prod(checkpoint.size(name)) for name in step.options)
+    return 3.0 * weights * length * int(options.get("steps", 0)) * int(options.get("batch", 1))
 
 
 def _calibrated(checkpoint: Checkpoint, step: Resolved, tokens: int) -> float:

@@ -179,8 +179,8 @@ MISTAKES = (
     Mistake(
         "tables without blocks",
         "compress/techniques/rtn.py",
-        'frozenset({*weight_only.BLOCK_OPS, "Gather"})',
-        "frozenset(weight_only.BLOCK_OPS)",
+        'frozenset({*weight_only.BLOCK_OPS, "Gather", *LANGUAGE_OPS})',
+        "frozenset({*weight_only.BLOCK_OPS, *LANGUAGE_OPS})",
         RTN,
         "specification",
     ),

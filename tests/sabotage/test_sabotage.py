@@ -10,7 +10,6 @@ import importlib
 import os
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,6 +20,7 @@ from types import SimpleNamespace
 import pytest
 from tests.sabotage.mistakes import FILES, FOLD, GRID, Mistake
 from tests.sabotage.mistakes_of_optimize import CHOOSE, GATES, SEARCH, WORDS
+from tests.sabotage.warm_process import WarmProcess
 
 from whet.compress.technique import technique_names
 
@@ -48,6 +48,8 @@ MATHEMATICS = {
     "smoothquant": ("put/scaling.py", "walks/shared_inputs.py"),
     "nf4": ("codebook.py", "checkpoint/bitsandbytes_layout.py"),
     "fp4": ("codebook.py",),
+    "autoround": ("learned_grids.py",),
+    "tune": ("distilling.py", "checkpoint/tuning.py"),
 }
 
 
@@ -67,52 +69,37 @@ def copy_of_source(folder: Path) -> Path:
 def endings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Ending]]]:
     """How the tests ended on each mistake that was selected, two at a time, each in a copy of its own."""
     chosen = [item.callspec.params["mistake"] for item in request.session.items if "mistake" in getattr(item, "callspec", _NOTHING).params]
-    free: Queue[Path] = Queue()
-    for number in range(AT_ONCE):
-        free.put(copy_of_source(tmp_path_factory.mktemp(f"sabotage{number}")))
+    free: Queue[tuple[Path, WarmProcess]] = Queue()
+    places = [(copy_of_source(tmp_path_factory.mktemp(f"sabotage{number}")), WarmProcess(ROOT)) for number in range(AT_ONCE)]
+    for place in places:
+        free.put(place)
     with ThreadPoolExecutor(AT_ONCE) as pool:
         yield {mistake.what: pool.submit(sabotaged, mistake, free) for mistake in chosen}
         pool.shutdown(cancel_futures=True)
+    for _, process in places:
+        process.close()
 
 
-def sabotaged(mistake: Mistake, free: Queue[Path]) -> Ending:
+def sabotaged(mistake: Mistake, free: Queue[tuple[Path, WarmProcess]]) -> Ending:
     """The tests on a copy with the mistake; None where the place is not as the table says."""
-    source = free.get()
+    source, process = free.get()
     place = source / "whet" / mistake.file
     right = place.read_text(encoding="utf-8")
     try:
         if right.count(mistake.old) != 1:
             return None
         place.write_text(right.replace(mistake.old, mistake.new), encoding="utf-8")
-        return run(source, mistake.tests, mistake.only)
+        return run(source, mistake.tests, mistake.only, process)
     finally:
         place.write_text(right, encoding="utf-8")
-        free.put(source)
+        free.put((source, process))
 
 
-def run(source: Path, tests: str, only: str) -> subprocess.CompletedProcess[str]:
+def run(source: Path, tests: str, only: str, process: WarmProcess) -> subprocess.CompletedProcess[str]:
     """The tests on the source in ``source``; the exit status is pytest's (0: all passed, 1: some failed)."""
     chosen = [str(ROOT / "tests" / name) for name in tests.split()]
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-q",
-        "--no-header",
-        "--tb=line",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "not slow",
-        "-o",
-        f"pythonpath={source} {ROOT}",
-        *(["-k", only] if only else []),
-        *chosen,
-    ]
-    return subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}, capture_output=True, text=True, check=False
-    )
+    return process.run(["-x", "-q", "--no-header", "--tb=line", "-p", "no:cacheprovider", "-m", "not slow",
+                        "-o", f"pythonpath={source} {ROOT}", *(["-k", only] if only else []), *chosen])  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.what)
@@ -126,7 +113,9 @@ def test_without_a_mistake_the_tests_pass_and_they_test_the_copy(copied: Path) -
     (copied / "whet" / "compress" / "sabotaged.py").write_text("")
     control = copied.parent / "test_control.py"
     control.write_text("def test_copy():\n    import whet.compress.sabotaged\n")
-    ended = run(copied, f"{GRID} {FOLD} {FILES} {CHOOSE} {GATES} {SEARCH} {WORDS} {os.path.relpath(control, ROOT / 'tests')}", "")
+    process = WarmProcess(ROOT)
+    ended = run(copied, f"{GRID} {FOLD} {FILES} {CHOOSE} {GATES} {SEARCH} {WORDS} {os.path.relpath(control, ROOT / 'tests')}", "", process)
+    process.close()
     assert ended.returncode == 0, ended.stdout[-1500:]
 
 

@@ -29,11 +29,12 @@ from whet.compress.checkpoint.shows import SHOWS, Flow
 from whet.compress.checkpoint.skeleton import Skeleton
 from whet.compress.checkpoint.stored import Layout
 from whet.compress.checkpoint.text import Windows, windows_of
+from whet.compress.checkpoint.tuning import tune_whole
 from whet.compress.checkpoint.turned import turned
 from whet.compress.codebook import Coded
 from whet.compress.grid import Array, Quantised
 from whet.compress.technique import LayerView
-from whet.compress.views import Block
+from whet.compress.views import Block, Whole
 from whet.core.artifact import MANIFEST_NAME, Artifact, ModelFile, TensorSpec
 from whet.core.document import FrozenMap, canonical_json
 from whet.core.errors import Refused
@@ -71,7 +72,8 @@ def apply_to_checkpoint(checkpoint: Checkpoint, recipe: Recipe, target: Target, 
             if windows is None:
                 _layer_by_layer(checkpoint, steps, layouts, target, destination)
             else:
-                _block_by_block(checkpoint, steps, target, windows, destination)
+                _block_by_block(checkpoint, [each for each in steps if each.used.view is not Whole], target, windows, destination)
+                tune_whole(checkpoint, steps, layouts, target, windows, destination)
         finally:
             destination.close()
         _complete(checkpoint, folder, layouts, asked, target)
@@ -126,12 +128,17 @@ def _told_by_name(checkpoint: Checkpoint, module: str) -> Iterator[None]:
     """Who refuses numbers does not know whose they are: it is said here."""
     try:
         yield
-    except Refused as error:
-        for name in checkpoint.names_under(module):
-            tensor = checkpoint.tensor(name)
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                raise Refused(f"round {name}", found="NaN or infinity in it", do="repair or retrain the model") from error
+    except Refused:
+        _check_finite(checkpoint, module)
         raise
+
+
+def _check_finite(checkpoint: Checkpoint, module: str) -> None:
+    """Raises Refused with the name of a tensor that holds NaN or infinity."""
+    for name in checkpoint.names_under(module):
+        tensor = checkpoint.tensor(name)
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise Refused(f"round {name}", found="NaN or infinity in it", do="repair or retrain the model")
 
 
 def _owned(checkpoint: Checkpoint, layer: str) -> set[str]:
@@ -174,19 +181,19 @@ def _block_by_block(checkpoint: Checkpoint, steps: Sequence[Resolved], target: T
             for begin, end in file.parts:
                 file.write(begin, skeleton.embed(windows.tokens[begin:end]))
     with task("rounding", checkpoint.block_count) as progress:
-        progress.advance(destination.done)
+        progress.advance(min(destination.done, checkpoint.block_count))
         for index in range(destination.done, checkpoint.block_count):
             now, then = flows[index % 2], flows[(index + 1) % 2]
+            _check_finite(checkpoint, checkpoint.block_name(index))
             skeleton.block(index)
             block = BlockAtWork(skeleton, index, more=len(steps) > 1)
             flow = Flow(now)
             if exact:
                 flow = Flow(now, exact[index % 2], exact[(index + 1) % 2])
                 _through(block, exact[index % 2], exact[(index + 1) % 2])
-            with _told_by_name(checkpoint, block.name):
-                for each in steps:
-                    own = {name: options for name, options in each.options.items() if name.startswith(f"{block.name}.")}
-                    SHOWS[each.used.view.__name__](block, each.used, own, target, flow)
+            for each in steps:
+                own = {name: options for name, options in each.options.items() if name.startswith(f"{block.name}.")}
+                SHOWS[each.used.view.__name__](block, each.used, own, target, flow)
             destination.put(_of_block(block))
             _through(block, now, then)
             destination.finished(index + 1)

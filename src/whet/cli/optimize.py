@@ -118,7 +118,8 @@ def _show(screen: Screen, outcome: Outcome, place: Path) -> None:
 
     places = {"report": str(place / "report.html")}
     if outcome.winner:
-        places = {"best model": str(place / "best" / "model.onnx"), "recipe": str(place / "recipe.toml"), **places}
+        graph = place / "best" / "model.onnx"  # a language model is the whole folder
+        places = {"best model": str(graph if graph.is_file() else graph.parent), "recipe": str(place / "recipe.toml"), **places}
     if screen.as_json:
         from whet.compress.report import finite
 

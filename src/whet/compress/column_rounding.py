@@ -22,6 +22,7 @@ from whet.core.errors import Refused
 PANEL = 128
 # Rows that are gathered at a time, and parts into which a matrix of second moments is cut to compute one half of it.
 GATHERED, PARTS = 64, 8
+NARROW = 128  # inputs of such a part: smaller pieces would gain nothing
 
 _log = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ def mirrored(total: Tensor) -> Tensor:
 
 
 def _parts(width: int) -> list[tuple[int, int]]:
-    return list(pairwise(width * part // PARTS for part in range(PARTS + 1)))
+    count = min(PARTS, max(1, width // NARROW))
+    return list(pairwise(width * part // count for part in range(count + 1)))
 
 
 def _round(codes: Tensor, lost: Tensor, carried: Tensor, scales: list[Tensor], zeros: list[Tensor], ends: tuple[int, int]) -> None:

@@ -26,6 +26,7 @@ from whet.core.progress import task
 HELD_SHARE, MOST_HELD = 8, 24  # one window in so many is kept to judge by, and no more than so many
 CHECKS = 10  # times that it is judged on the way
 REPORT_EVERY = 5
+FALLING = 2  # power of the share of the steps that is left: while it is high, weights jump to and fro between two codes
 
 
 class Learnable(Protocol):
@@ -80,8 +81,8 @@ def distil(view: Whole, weights: Mapping[str, Learnable], schedule: Schedule) ->
     draws = _draws(seen, schedule.batch, generator)
     with _stepping(weights) as set_rate, task("tuning the whole model", schedule.steps) as progress:
         for step in range(schedule.steps):
-            set_rate(schedule.rate_at(step))
-            divergence(view, weights, next(draws)).backward()  # type: ignore[no-untyped-call]
+            set_rate(schedule.rate * (1 - step / schedule.steps) ** FALLING)
+            divergence(view, weights, next(draws)).backward()
             if (step + 1) % every == 0 or step + 1 == schedule.steps:
                 found = _measured(view, weights, held, schedule.batch)
                 if found < least:
@@ -125,8 +126,8 @@ def _rounded(weights: Mapping[str, Learnable]) -> dict[str, Quantised]:
 
 @contextmanager
 def _stepping(weights: Mapping[str, Learnable]) -> Iterator[Callable[[float], None]]:
-    """Inside, each variable steps with Adam as soon as its gradient is there, so that the gradients of no two weights are alive at once. What
-    it gives sets the rate of the steps to come.
+    """Inside, each variable steps with Adam as soon as its gradient is there, so that no two gradients of weights live at once. What it
+    gives sets the rate of the steps to come.
     """
     own = [(Adam(variable, 0.0), least, share) for each in weights.values() for variable, least, share in _variables(each)]
 
@@ -142,10 +143,12 @@ def _stepping(weights: Mapping[str, Learnable]) -> Iterator[Callable[[float], No
 
 
 def _variables(weight: Learnable) -> list[tuple[Tensor, float, float]]:
-    """Its variables, the least that each may be, and its rate as a share of all. The ends of a grid go so much slower than the weights as it
-    has steps, for all weights of a group move with them.
+    """Its variables, the least that each may be, and its rate as a share of the schedule's. The fewer codes there are, the further a weight
+    may move, in steps between them. The ends of a grid go so much slower as it has steps, for all weights of a group move with them.
     """
     if isinstance(weight, Rounding):
-        return [(weight.v, float("-inf"), 1.0), (weight.shares, LEAST_SHARE, 1 / (weight.highest - weight.lowest))]
+        steps = 1 << weight.bits
+        return [(weight.v, float("-inf"), 1 / steps), (weight.shares, LEAST_SHARE, 1 / (steps * (steps - 1)))]
     assert isinstance(weight, Scaled)
-    return [(weight.share, LEAST_SHARE, 1 / ((1 << weight.made.grid.bits) - 1))]
+    steps = 1 << weight.made.grid.bits
+    return [(weight.share, LEAST_SHARE, 1 / (steps * (steps - 1)))]

@@ -34,6 +34,7 @@ from whet.compress.checkpoint.turned import turned
 from whet.compress.codebook import Coded
 from whet.compress.grid import Array, Quantised
 from whet.compress.technique import LayerView
+from whet.compress.threads import one_thread
 from whet.compress.views import Block, Whole
 from whet.core.artifact import MANIFEST_NAME, Artifact, ModelFile, TensorSpec
 from whet.core.document import FrozenMap, canonical_json
@@ -180,7 +181,7 @@ def _block_by_block(checkpoint: Checkpoint, steps: Sequence[Resolved], target: T
         for file in (*flows[:1], *exact[:1]):
             for begin, end in file.parts:
                 file.write(begin, skeleton.embed(windows.tokens[begin:end]))
-    with task("rounding", checkpoint.block_count) as progress:
+    with task("rounding", checkpoint.block_count) as progress, one_thread(flows[0].work):
         progress.advance(min(destination.done, checkpoint.block_count))
         for index in range(destination.done, checkpoint.block_count):
             now, then = flows[index % 2], flows[(index + 1) % 2]

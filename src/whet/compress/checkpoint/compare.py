@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from whet.compress.checkpoint.hidden import Hidden
 from whet.compress.checkpoint.skeleton import Skeleton
 from whet.compress.checkpoint.text import Windows, windows_of
 from whet.compress.evaluate.intervals import mean_interval, two_sided
+from whet.compress.threads import one_thread
 from whet.core.document import Document
 from whet.core.errors import Refused, Unsupported
 from whet.core.measurement import Measurement
@@ -101,7 +103,8 @@ def judging(parent: Checkpoint, windows: Windows, *, confidence: float = 0.95,
 @torch.no_grad()
 def _scored(outputs: tuple[_Ran, _Ran], windows: Windows) -> Scores:
     skip = 1 if windows.starts else 0  # what follows the mark for the beginning is the first that is predicted from something
-    parts = [_window(outputs, windows.tokens[index], index, skip) for index in range(len(windows))]
+    with one_thread(math.prod(outputs[0].hidden.shape[1:]) * _width(outputs[0])):
+        parts = [_window(outputs, windows.tokens[index], index, skip) for index in range(len(windows))]
     parent, candidate, kl, same = (np.stack([part[kind] for part in parts]) for kind in range(4))
     return Scores(parent.mean(1), candidate.mean(1), kl, same)
 
@@ -122,7 +125,7 @@ def _ran(skeleton: Skeleton, windows: Windows, folder: Path, name: str) -> Itera
     hidden = Hidden(folder / name, shape)
     for begin, end in hidden.parts:
         hidden.write(begin, skeleton.embed(windows.tokens[begin:end]))
-    with task(f"running the {name}", checkpoint.block_count) as progress, torch.no_grad():
+    with task(f"running the {name}", checkpoint.block_count) as progress, torch.no_grad(), one_thread(hidden.work):
         for index in range(checkpoint.block_count):
             skeleton.block(index)
             for begin, end in hidden.parts:

@@ -27,6 +27,11 @@ class Hidden:
         together = max(1, TOKENS_AT_ONCE // self.shape[1])
         return [(begin, min(begin + together, self.shape[0])) for begin in range(0, self.shape[0], together)]
 
+    @property
+    def work(self) -> int:
+        """About the multiplications of one square layer on what runs through a block together."""
+        return min(TOKENS_AT_ONCE, self.shape[0] * self.shape[1]) * self.shape[2] ** 2
+
     def read(self, begin: int, end: int) -> Tensor:
         """[end - begin, length, width]"""
         size = 4 * math.prod(self.shape[1:])

@@ -14,7 +14,7 @@ from whet.compress.checkpoint.stored import Layout, shapes
 from whet.compress.checkpoint.tensor_writer import shards_of
 from whet.compress.checkpoint.text import LONGEST_WINDOW
 from whet.compress.checkpoint.turned import turned
-from whet.compress.views import Block
+from whet.compress.views import Block, Whole
 from whet.core.inventory import Layer
 from whet.core.measurement import Measurement
 from whet.core.plan import Plan, PlannedLayer
@@ -26,6 +26,7 @@ READ_BYTES_PER_S, ROUND_WEIGHTS_PER_S = 1.5e9, 0.4e9
 LIBRARIES = 550e6  # bytes that torch and transformers take before a model is looked at; torch alone 300e6
 TORCH_ALONE = 300e6
 LEARNING_BYTES_A_WEIGHT = 34  # weights, what is learned, its gradients and moments: measured by docs/techniques/autoround.md
+TUNING_BYTES_A_WEIGHT = (18, 35)  # of the whole model, while scales are tuned, and while the weights move too
 
 
 def plan_checkpoint(checkpoint: Checkpoint, recipe: Recipe, target: Target, *, windows: int | None = None) -> Plan:
@@ -35,7 +36,7 @@ def plan_checkpoint(checkpoint: Checkpoint, recipe: Recipe, target: Target, *, w
     recipe = foreseen(checkpoint, recipe)
     steps = resolve(checkpoint, recipe, target)
     layouts = stored_as(checkpoint, steps)
-    by_layer = {name: each for each in steps for name in each.options}
+    by_layer = {name: each for each in steps for name in each.options if not each.foresights[name].adjusts}
     layers = tuple(_planned(checkpoint, layer, by_layer.get(layer.name), layouts) for layer in inventory(checkpoint).layers)
     costs = (_size(checkpoint, layouts), _memory(checkpoint, steps), _time(checkpoint, steps, windows or windows_wanted(recipe)))
     return Plan(str(checkpoint.folder), asked, target.name, layers, costs)
@@ -66,7 +67,12 @@ def _size(checkpoint: Checkpoint, layouts: Mapping[str, Layout | str]) -> Measur
 
 
 def _memory(checkpoint: Checkpoint, steps: Sequence[Resolved]) -> Measurement:
-    """The largest layer while it is worked on; with calibration a block in float32, its largest Gram matrix and what solving takes."""
+    """The largest layer while it is worked on; with calibration a block in float32, its largest Gram matrix and what solving takes; where
+    the model is tuned as a whole, all of it.
+    """
+    whole = next((each for each in steps if each.used.view is Whole), None)
+    if whole is not None:
+        return _tuning_memory(checkpoint, whole)
     sizes = [checkpoint.size(name) for each in steps for name in each.options]
     largest = max((rows * columns for rows, columns in sizes), default=math.prod(checkpoint.size(checkpoint.family.embedding)))
     if all(each.used.needs == "nothing" for each in steps):
@@ -83,6 +89,19 @@ def _memory(checkpoint: Checkpoint, steps: Sequence[Resolved]) -> Measurement:
                        method="a block in float32, three of its largest layer, three Gram matrices, activations of 4096 tokens, libraries")
 
 
+def _tuning_memory(checkpoint: Checkpoint, step: Resolved) -> Measurement:
+    """All weights that are tuned, with what Adam keeps of them; both heads; the answers of a batch and what their divergence takes."""
+    options = next(iter(step.options.values()))
+    each = TUNING_BYTES_A_WEIGHT[bool(options.get("weights"))]
+    weights = sum(math.prod(checkpoint.size(name)) for name in step.options)
+    rows, width = checkpoint.size(checkpoint.family.embedding)
+    length = min(LONGEST_WINDOW, int(checkpoint.config.get("max_position_embeddings", LONGEST_WINDOW)))
+    answers = int(options.get("batch", 1)) * length * rows
+    return Measurement("working_bytes", LIBRARIES + each * weights + 4.0 * (2 * rows * width + 6 * answers), " B", source="estimated",
+                       method=f"{each} bytes for each weight that is tuned, heads, the answers of a batch six times, libraries; without "
+                              "the activations in between")
+
+
 def _time(checkpoint: Checkpoint, steps: Sequence[Resolved], windows: int) -> Measurement:
     from whet.device.machine_limits import machine_limits
 
@@ -93,14 +112,14 @@ def _time(checkpoint: Checkpoint, steps: Sequence[Resolved], windows: int) -> Me
     if any(each.used.needs != "nothing" for each in steps):
         tokens = windows * min(LONGEST_WINDOW, int(checkpoint.config.get("max_position_embeddings", LONGEST_WINDOW)))
         length = tokens // max(windows, 1)
-        seconds += sum(_learned(checkpoint, each, length) if each.used.view is Block else _calibrated(checkpoint, each, tokens)
+        seconds += sum(_learned(checkpoint, each, length) if each.used.view in (Block, Whole) else _calibrated(checkpoint, each, tokens)
                        for each in steps if each.used.needs != "nothing") / rate
     return Measurement("working_s", seconds, " s", source="estimated", n=windows,
                        method="reading, rounding and the products of calibration, at this machine's measured rates")
 
 
 def _learned(checkpoint: Checkpoint, step: Resolved, length: int) -> float:
-    """Multiply-accumulates of learning block by block: forward, and twice that back, for each window of each step."""
+    """Multiply-accumulates of learning: forward, and twice that back, for each window of each step."""
     options = next(iter(step.options.values()))
     weights = sum(math.prod(checkpoint.size(name)) for name in step.options)
     return 3.0 * weights * length * int(options.get("steps", 0)) * int(options.get("batch", 1))

@@ -13,6 +13,7 @@ from whet.compress.checkpoint.stored import Layout, shapes
 from whet.compress.checkpoint.tensor_files import NAMES
 from whet.compress.checkpoint.tensor_writer import Shape
 from whet.compress.technique import Foresight, Technique, technique
+from whet.compress.views import Whole
 from whet.core.errors import Refused, Unsupported
 from whet.core.inventory import Layer
 from whet.core.recipe import Recipe, Step, matched
@@ -47,14 +48,14 @@ def resolve(checkpoint: Checkpoint, recipe: Recipe, target: Target) -> list[Reso
                                 foresights={**found[-1].foresights, **each.foresights})
         else:
             found.append(each)
-    return found
+    return _tuned_last(checkpoint, found)
 
 
 def _resolved(step: Step, layers: Mapping[str, Layer], target: Target) -> Resolved:
     used = technique(step.technique)
     options = used.checked(step.options)
     names = matched(step, layers.values())
-    if used.view.__name__ not in SHOWS:
+    if used.view.__name__ not in SHOWS and used.view is not Whole:
         raise Unsupported(f"apply {used.name} to a language model", found="it works on graphs", do="export the model to ONNX and give that")
     foresights = {name: used.foresee(layers[name], target, **options) for name in names}
     ready = {name: options for name, found in foresights.items() if found.applies}
@@ -63,6 +64,32 @@ def _resolved(step: Step, layers: Mapping[str, Layer], target: Target) -> Resolv
         raise Unsupported(f"apply {used.name} to {', '.join(names[:3])}", found=reasons or "it does not apply",
                           do="choose other layers or another technique")
     return Resolved(step, used, ready, foresights)
+
+
+def _tuned_last(checkpoint: Checkpoint, steps: list[Resolved]) -> list[Resolved]:
+    """The steps, the one that tunes the whole model being left with what those before it round to integers.
+
+    Raises Refused where that is nothing, or another step works behind it; Unsupported for an encoder.
+    """
+    whole = [each for each in steps if each.used.view is Whole]
+    if not whole:
+        return steps
+    last, others = whole[0], [each for each in steps if each is not whole[0]]
+    asked = f"apply {last.used.name}"
+    late = steps[steps.index(last) + 1 :]
+    own = list(last.options.values())
+    if checkpoint.family.encoder:
+        raise Unsupported(asked, found="an encoder, which predicts no next token", do="leave it out")
+    if any(each.used.view is Whole or each.options.keys() & last.options.keys() for each in late) or any(each != own[0] for each in own):
+        raise Refused(f"{asked} before another step", found="layers that are changed again behind it",
+                      do=f"put one {last.used.name} last, for all layers")
+    integers = {name for name, kind in stored_as(checkpoint, others).items() if isinstance(kind, Layout) and kind.kind == "int"}
+    ready = {name: options for name, options in last.options.items() if name in integers}
+    if not ready:
+        raise Refused(asked, found="no step before it that rounds those layers to integers", do="put gptq, autoround, awq or rtn before it")
+    unready = Foresight(False, note="no step before rounds it to integers")
+    foresights = {name: found if name in ready else unready for name, found in last.foresights.items()}
+    return [*others, replace(last, options=ready, foresights=foresights)]
 
 
 def stored_as(checkpoint: Checkpoint, steps: list[Resolved]) -> dict[str, Layout | str]:

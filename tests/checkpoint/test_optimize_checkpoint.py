@@ -1,0 +1,116 @@
+"""The smallest version that passes is found, kept and told; where nothing passes, nothing is shipped."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+
+import whet
+from whet.cli.group import main
+from whet.compress.checkpoint import open_checkpoint
+from whet.compress.checkpoint.search import RUNGS, averages_below, idea, smallest_passing
+from whet.core.errors import Refused
+from whet.core.gate import loss_gate
+
+from .conftest import Models
+
+
+def tokens(seed: int, windows: int = 10) -> np.ndarray:
+    return np.random.default_rng(seed).integers(3, 90, (windows, 32))
+
+
+# -- the search, purely -------------------------------------------------------------------------------------------------------
+
+
+@given(count=st.integers(1, 40), first=st.integers(0, 45))
+def test_bisection_finds_the_first_rung_that_passes(count: int, first: int) -> None:
+    asked: list[int] = []
+
+    def passes(index: int) -> bool:
+        asked.append(index)
+        return index >= first
+
+    assert smallest_passing(count, passes) == (first if first < count else None)
+    assert len(asked) <= math.ceil(math.log2(count)) + 1
+
+
+def test_rungs_go_up_in_size() -> None:
+    bits_a_weight = [bits + 16 / group + bits / group for bits, group in RUNGS]
+    assert bits_a_weight == sorted(bits_a_weight)
+    assert all(average < bits for bits, _ in RUNGS for average in averages_below(bits))
+
+
+def test_an_idea_rounds_blocks_tables_and_a_head_of_its_own() -> None:
+    step, tables = idea("gptq", 4, 32, head=True).recipe.steps
+    assert (step.technique, step.layers, dict(step.options)) == ("gptq", ("*",), {"bits": 4, "block": 32, "symmetric": False})
+    assert (tables.technique, tables.layers, tables.options["bits"]) == ("rtn", ("op:Embedding", "op:Head"), 8)
+    assert idea("gptq", 4, 32, head=False).recipe.steps[1].layers == ("op:Embedding",)
+    assert dict(idea("mixed", 3.5, 32, head=False).recipe.steps[0].options)["average"] == 3.5
+
+
+@pytest.mark.parametrize(("asked", "measurement", "limit"), [("kl<0.02", "kl", 0.02), ("nats<0.1", "drop", 0.1), (0.3, "drop", 0.3)])
+def test_what_may_be_lost_is_read(asked: float | str, measurement: str, limit: float) -> None:
+    gate = loss_gate(asked)
+    assert (gate.measurement, gate.limit) == (measurement, limit)
+
+
+@pytest.mark.parametrize("asked", ["kl", "kl<", "accuracy<0.1", "kl<much"])
+def test_what_is_no_limit_is_refused(asked: str) -> None:
+    with pytest.raises(Refused, match=r"kl<0\.02"):
+        loss_gate(asked)
+
+
+# -- on a model ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("known_machine")
+def test_the_smallest_rung_wins_where_all_pass_and_a_second_call_makes_nothing_again(models: Models, tmp_path: Path) -> None:
+    def optimized() -> whet.compress.optimize.Outcome:
+        return whet.optimize(str(models("llama")), data=tokens(0), calibration=tokens(1), max_drop="kl<100", out=tmp_path / "out")
+
+    outcome = optimized()
+    assert outcome.winner == "gptq 2 bits, group 32"
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out/trials").glob("*/whet.json")}
+    assert optimized().winner == outcome.winner
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out/trials").glob("*/whet.json")} == made
+    best = open_checkpoint(tmp_path / "out/best")
+    assert {layout.bits for layout in best.layouts.values()} == {2, 8}
+    trial = outcome.trial(outcome.winner)
+    assert trial is not None
+    assert trial.value("size_bytes") == sum(path.stat().st_size for path in (tmp_path / "out/best").glob("*.safetensors"))
+    assert (tmp_path / "out/report.html").is_file()
+    again = whet.apply(str(models("llama")), tmp_path / "out/recipe.toml", calibration=tokens(1), out=tmp_path / "again")
+    assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/best/model.safetensors").read_bytes()
+    assert again.layouts == best.layouts
+
+
+@pytest.mark.usefixtures("known_machine")
+def test_nothing_is_shipped_where_nothing_passes(models: Models, tmp_path: Path) -> None:
+    np.save(tmp_path / "eval.npy", tokens(0))
+    np.save(tmp_path / "calib.npy", tokens(1))
+    words = ["--data", "eval.npy", "--calibration", "calib.npy", "--max-drop", "kl<1e-12", "-o", "out"]
+    given_ = [str(tmp_path / word) if word.endswith((".npy", "out")) else word for word in words]
+    done = CliRunner().invoke(main, ["optimize", str(models("llama")), *given_, "--json"])
+    assert done.exit_code == 3, done.output
+    said = json.loads(done.stdout)
+    assert said["winner"] == ""
+    assert said["closest"] == "gptq 8 bits, group 128"
+    assert not (tmp_path / "out/best").exists()
+
+
+def test_questions_without_an_honest_answer_are_refused(models: Models, tmp_path: Path) -> None:
+    model = str(models("llama"))
+    for given_, said in (({"data": tokens(0)}, "no calibration text"), ({"data": tokens(0, 3), "calibration": tokens(1)}, "3 windows"),
+                         ({"data": tokens(0), "calibration": tokens(0)}, "same text"),
+                         ({"data": tokens(0), "calibration": tokens(1), "metric": "accuracy"}, "only these"),
+                         ({"data": tokens(0), "calibration": tokens(1), "minimize": "latency"}, "only these")):
+        with pytest.raises(Refused, match=said):
+            whet.optimize(model, out=tmp_path / "out", **given_)  # type: ignore[arg-type]
+    assert not (tmp_path / "out/best").exists()

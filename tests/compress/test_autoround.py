@@ -244,7 +244,7 @@ def first_block(checkpoint: Checkpoint, weights: Checkpoint) -> Tensor:
 def test_a_block_of_a_checkpoint_keeps_more_of_its_output(llama: Checkpoint, tmp_path: Path) -> None:
     wanted = first_block(llama, llama)
     plain = applied(llama, tmp_path / "plain", "rtn", bits=3, block=32, symmetric=False)
-    for options in ({"lr": 0.05}, {"weights": True}, {"symmetric": True, "search": True}):
+    for options in ({"lr": 0.05}, {"move": True}, {"symmetric": True, "search": True}):
         made = applied(llama, tmp_path / "made", **{**QUICK, "steps": 40}, **options)
         assert (first_block(llama, made) - wanted).square().mean() < 0.9 * (first_block(llama, plain) - wanted).square().mean()
 

@@ -429,7 +429,8 @@ def test_a_stopped_run_goes_on_behind_the_last_block(models: Models, tmp_path: P
         monkeypatch.setattr(applying, "_rounded", lambda *given: visited.append(given[1]) or rounded(*given))
     else:
         fill = Skeleton.block
-        monkeypatch.setattr(Skeleton, "block", lambda self, index: visited.append(f"model.layers.{index}.") or fill(self, index))
+        monkeypatch.setattr(Skeleton, "block",
+                            lambda self, index, **how: visited.append(f"model.layers.{index}.") or fill(self, index, **how))
     applied(models("llama"), tmp_path / "out", step(name, **options), calibration=calibration)
     assert {name.split(".")[2] for name in visited} == {str(index) for index in range(at, 3)}
     applied(models("llama"), tmp_path / "whole", step(name, **options), calibration=calibration)

@@ -186,8 +186,8 @@ def _block_by_block(checkpoint: Checkpoint, steps: Sequence[Resolved], target: T
         for index in range(destination.done, checkpoint.block_count):
             now, then = flows[index % 2], flows[(index + 1) % 2]
             _check_finite(checkpoint, checkpoint.block_name(index))
-            skeleton.block(index)
-            block = BlockAtWork(skeleton, index, more=len(steps) > 1)
+            skeleton.block(index, late=not exact)
+            block = BlockAtWork(skeleton, index, more=len(steps) > 1, late=not exact)
             flow = Flow(now)
             if exact:
                 flow = Flow(now, exact[index % 2], exact[(index + 1) % 2])
@@ -199,6 +199,7 @@ def _block_by_block(checkpoint: Checkpoint, steps: Sequence[Resolved], target: T
             _through(block, now, then)
             destination.finished(index + 1)
             destination.settle()  # the next block writes over what this one has read
+            block.close()
             skeleton.empty(index)
             progress.advance(note=block.name)
     for file in (*flows, *exact):

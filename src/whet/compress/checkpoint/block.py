@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from whet.compress.checkpoint.families import Readers
+from whet.compress.checkpoint.late import LateWeight
 from whet.compress.checkpoint.skeleton import Skeleton
 from whet.compress.codebook import Coded
 from whet.compress.grid import Array, Quantised
@@ -26,7 +27,8 @@ class BlockAtWork:
     """A filled block of a skeleton.
 
     rounded: what is to be stored for its layers, by whole name. plain: other tensors that were changed, as they are stored, by whole name.
-    more: whether a step after this one may round again, from the float weights.
+    more: whether a step after this one may round again, from the float weights. late: whether weights become float32 only while they
+    multiply; the skeleton's block was filled so too.
     """
 
     skeleton: Skeleton
@@ -34,7 +36,19 @@ class BlockAtWork:
     more: bool = False
     rounded: dict[str, Quantised | Coded | Array] = field(default_factory=dict)
     plain: dict[str, Tensor] = field(default_factory=dict)
+    late: bool = False
     _floats: dict[str, Tensor] = field(default_factory=dict)
+    _late: dict[str, LateWeight] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        family = self.skeleton.checkpoint.family
+        if self.late:
+            self._late = {layer: LateWeight(self.module.get_submodule(layer), family.transposed) for layer in family.layers}
+
+    def close(self) -> None:
+        """Give the modules back as they were."""
+        for layer in self._late.values():
+            layer.restore()
 
     @property
     def name(self) -> str:
@@ -56,6 +70,8 @@ class BlockAtWork:
         """[out, in] float32, before it was rounded."""
         if layer in self._floats:
             return self._floats[layer]
+        if layer in self._late:
+            return self._late[layer].weight()
         weight: Tensor = self.module.get_submodule(layer).weight  # type: ignore[assignment]
         return weight.t() if self.skeleton.checkpoint.family.transposed else weight
 
@@ -70,7 +86,10 @@ class BlockAtWork:
         if self.more:
             self._floats[layer] = self.weight(layer)
         self.rounded[self.whole(layer)] = made
-        self._run_with(layer, torch.from_numpy(made.values if isinstance(made, Quantised | Coded) else made.astype("float32")))
+        if layer in self._late and isinstance(made, Quantised | Coded):
+            self._late[layer].round(made)
+        else:
+            self._run_with(layer, torch.from_numpy(made.values if isinstance(made, Quantised | Coded) else made.astype("float32")))
 
     def set_weight(self, layer: str, weight: Tensor) -> None:
         """Other float numbers [out, in] in the place of those before. The layer is stored in float if nothing rounds it."""
@@ -82,6 +101,8 @@ class BlockAtWork:
         self._run_with(layer, weight)
 
     def _run_with(self, layer: str, weight: Tensor) -> None:
+        if layer in self._late:
+            return self._late[layer].set(weight)
         weight = weight.t().contiguous() if self.skeleton.checkpoint.family.transposed else weight
         self.module.get_submodule(layer).weight = nn.Parameter(weight, requires_grad=False)
 

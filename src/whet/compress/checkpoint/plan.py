@@ -92,7 +92,7 @@ def _memory(checkpoint: Checkpoint, steps: Sequence[Resolved]) -> Measurement:
 def _tuning_memory(checkpoint: Checkpoint, step: Resolved) -> Measurement:
     """All weights that are tuned, with what Adam keeps of them; both heads; the answers of a batch and what their divergence takes."""
     options = next(iter(step.options.values()))
-    each = TUNING_BYTES_A_WEIGHT[bool(options.get("weights"))]
+    each = TUNING_BYTES_A_WEIGHT[bool(options.get("codes"))]
     weights = sum(math.prod(checkpoint.size(name)) for name in step.options)
     rows, width = checkpoint.size(checkpoint.family.embedding)
     length = min(LONGEST_WINDOW, int(checkpoint.config.get("max_position_embeddings", LONGEST_WINDOW)))

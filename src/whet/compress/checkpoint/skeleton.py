@@ -49,12 +49,15 @@ class Skeleton:
             self._calls[length] = [Call(each.rest, each.named) for each in recorders]
         return self._calls[length]
 
-    def block(self, index: int) -> nn.Module:
-        """A block with its weights in float32."""
+    def block(self, index: int, *, late: bool = False) -> nn.Module:
+        """A block with its weights in float32; with ``late`` those of its linear layers as they are stored, where they are plain."""
         block = self.blocks[index]
         prefix = f"{self.checkpoint.block_name(index)}."
-        block.load_state_dict(self._weights([name for name, _ in self.model.named_parameters() if name.startswith(prefix)], prefix),
-                              assign=True)
+        names = [name for name, _ in self.model.named_parameters() if name.startswith(prefix)]
+        stored = {f"{layer}.weight" for layer in self.checkpoint.block_layers(index) if late and layer not in self.checkpoint.layouts}
+        weights = self._weights([name for name in names if name not in stored], prefix)
+        weights |= {name.removeprefix(prefix): self.checkpoint.tensor(name) for name in names if name in stored}
+        block.load_state_dict(weights, assign=True)
         return block.eval()
 
     def empty(self, index: int) -> None:

@@ -1,0 +1,138 @@
+"""Deliberate mistakes in tuning a rounded model from end to end."""
+
+from __future__ import annotations
+
+from tests.sabotage.mistakes import Mistake
+
+DISTILLING, ENGINE, TUNE = "compress/distilling.py", "compress/checkpoint/tuning.py", "compress/test_tune.py"
+
+MISTAKES = (
+    Mistake(
+        "the divergence the wrong way round",
+        DISTILLING,
+        "kl_div(found, wanted, log_target=True",
+        "kl_div(wanted, found, log_target=True",
+        TUNE,
+        "slow_paper",
+    ),
+    Mistake(
+        "the divergence summed over windows and averaged over tokens",
+        DISTILLING,
+        "/ wanted[..., 0].numel()",
+        "/ wanted[0, ..., 0].numel()",
+        TUNE,
+        "slow_paper",
+    ),
+    Mistake(
+        "scales that nothing stores",
+        DISTILLING,
+        "        return storable(self.scale * self.share, self.scales)",
+        "        return self.scale * self.share",
+        TUNE,
+        "what_is_stored",
+    ),
+    Mistake(
+        "zero points forgotten",
+        DISTILLING,
+        "torch.from_numpy(codes - zero)",
+        "torch.from_numpy(codes - 0 * zero)",
+        TUNE,
+        "begins_with",
+    ),
+    Mistake(
+        "scales as fast as weights",
+        DISTILLING,
+        "    return [(weight.share, LEAST_SHARE, 1 / (steps * (steps - 1)))]",
+        "    return [(weight.share, LEAST_SHARE, 1 / steps)]",
+        TUNE,
+        "slow_paper",
+    ),
+    Mistake(
+        "the last step is kept",
+        DISTILLING,
+        "                if found < least:",
+        "                if True:",
+        TUNE,
+        "never_ends",
+    ),
+    Mistake(
+        "judged by what it learned from",
+        DISTILLING,
+        "    learned[held] = False",
+        "    learned[held] = True",
+        TUNE,
+        "judged_by",
+    ),
+    Mistake(
+        "windows that nobody asked for",
+        DISTILLING,
+        "parted(min(schedule.windows, view.windows))",
+        "parted(view.windows)",
+        TUNE,
+        "as_many_windows",
+    ),
+    Mistake(
+        "the rate does not fall",
+        DISTILLING,
+        "            set_rate(schedule.rate * (1 - step / schedule.steps) ** FALLING)",
+        "            set_rate(schedule.rate)",
+        TUNE,
+        "slow_paper",
+    ),
+    Mistake(
+        "the model is to answer as it does",
+        ENGINE,
+        "                return answers(leaving[chosen])",
+        "                return head(leaving[chosen]) * 0 + answers(entering[chosen])",
+        TUNE,
+        "beside_its_parent",
+    ),
+    Mistake(
+        "floats that are no longer those that were rounded",
+        ENGINE,
+        "        return rounded[layer].values if moved else",
+        "        return rounded[layer].values if not moved else",
+        TUNE,
+        "beside_its_parent",
+    ),
+    Mistake(
+        "what is learned is not run",
+        ENGINE,
+        "if (whole := block.whole(layer)) in weights})",
+        "if (whole := block.whole(layer)) not in weights})",
+        TUNE,
+        "beside_its_parent or checkpoint",
+    ),
+    Mistake(
+        "tuned tensors stay where they wait",
+        ENGINE,
+        "    shutil.rmtree(folder, ignore_errors=True)",
+        "    pass",
+        TUNE,
+        "only_scales",
+    ),
+    Mistake(
+        "a run that is gone on with tunes once more",
+        ENGINE,
+        "        destination.finished(checkpoint.block_count + 1)",
+        "        destination.finished(checkpoint.block_count)",
+        TUNE,
+        "killed",
+    ),
+    Mistake(
+        "tuned tensors are written before they are safe",
+        ENGINE,
+        "    begun = folder.with_name(f\"{folder.name}-begun\")",
+        "    begun = folder",
+        TUNE,
+        "killed",
+    ),
+    Mistake(
+        "no step before it needs to round",
+        "compress/checkpoint/resolve.py",
+        "    if not ready:\n        raise Refused(asked, found=\"no step before",
+        "    if False:\n        raise Refused(asked, found=\"no step before",
+        TUNE,
+        "last_step",
+    ),
+)

@@ -22,6 +22,12 @@ REQUIREMENTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "quark": ((TORCH,), ("amd-quark==0.13", "onnx==1.22.0", "onnxruntime==1.31.1", "numpy==2.4.6")),
     "aimet": ((TORCH,), ("aimet-onnx==2.42.0", "onnx==1.23.2", "onnxruntime==1.31.1", "numpy==2.4.6")),
     "litert": (("ai-edge-litert==2.3.0", "numpy==2.4.6"),),
+    # Peers for language models (llm.py).
+    "hqq": ((TORCH,), ("hqq==0.2.8.post1", "safetensors==0.8.0")),
+    "bitsandbytes": ((TORCH,), ("bitsandbytes==0.50.2", "safetensors==0.8.0")),
+    "gptqmodel": ((TORCH,), ("gptqmodel==7.6.0",)),
+    "llmcompressor": ((TORCH,), ("llmcompressor==0.14.0.1",)),
+    "genai": (("onnxruntime-genai==0.18.0", "onnxruntime==1.31.1", "numpy==2.4.6"),),
 }
 INSTALL_TIMEOUT_S = 1800
 

@@ -35,7 +35,7 @@ Array = np.ndarray[Any, Any]
 VNNI = target("x86-vnni")
 KEEP_THE_FUNCTION = ("equalize", "smoothquant")  # they move factors between layers; nothing is rounded, and no layer is seen alone
 # For language models: graphs have none of their layers (tests/checkpoint/, tests/compress/test_codebook.py).
-OF_LANGUAGE_MODELS = ("autoround", "awq", "fp4", "mixed", "nf4", "rotate")
+OF_LANGUAGE_MODELS = ("autoround", "awq", "fp4", "mixed", "nf4", "rotate", "tune")
 NAMES = tuple(name for name in technique_names() if name not in (*KEEP_THE_FUNCTION, *OF_LANGUAGE_MODELS))
 UGLY = "serving_default_input_1:0"
 DATA = samples({UGLY: (3, 8, 8)}, 12)

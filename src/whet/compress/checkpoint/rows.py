@@ -13,7 +13,7 @@ from whet.compress.grid import Floats, Quantised
 from whet.compress.threads import one_thread
 from whet.device.machine import usable_cores
 
-PIECE = 1 << 20  # weights: 4 MB in float32
+PIECE = 1 << 19  # weights: 2 MB in float32; pieces twice as large take three times as long, for their memory is new each time
 
 
 def rounded_by_rows(weight: Tensor, make: Callable[[Floats], Quantised]) -> Quantised:

@@ -21,6 +21,7 @@ from whet.compress.grid import Array, Grid, Quantised, block_count
 from whet.core.errors import Unsupported
 
 Read = Callable[[str], Tensor]
+PIECE = 1 << 20  # codes that are packed at a time
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def tensors(layer: str, weight: Quantised | Coded) -> dict[str, Tensor]:
         return bitsandbytes_layout.tensors(layer, weight)
     grid, (rows, columns) = weight.grid, weight.codes.shape
     scale, zero = grid.scale.reshape(rows, -1), grid.zero_point.reshape(rows, -1)
-    found = {f"{layer}.weight_packed": torch.from_numpy(packed(weight.codes.view(np.uint8) + np.uint8(-grid.lowest), grid.bits)),
+    found = {f"{layer}.weight_packed": torch.from_numpy(packed(weight.codes, grid.bits, grid.lowest)),
              f"{layer}.weight_scale": torch.from_numpy(scale.astype(np.float16))}
     if not grid.signed:
         words = packed(np.ascontiguousarray((zero - grid.lowest).astype(np.uint8).T), grid.bits).T
@@ -108,15 +109,27 @@ def size_of(layer: str, layout: Layout, read: Read) -> tuple[int, int]:
     return rows, columns
 
 
-def packed(codes: Array, bits: int) -> Array:
-    """[rows, n] uint8 below 2**bits as int32 [rows, n * bits / 32, rounded up], bit after bit without gaps, the lowest ones first."""
+def packed(codes: Array, bits: int, lowest: int = 0) -> Array:
+    """[rows, n] codes from ``lowest`` on as int32 [rows, n * bits / 32, rounded up], counted from 0, bit after bit without gaps, the lowest
+    ones first. A few rows at a time, so that what is needed on the way lies in the cache.
+    """
     rows, count = codes.shape
-    words = words_for(count, bits)
+    found = np.empty((rows, words_for(count, bits)), np.int32)
+    step = max(1, PIECE // max(count, 1))
+    for begin in range(0, rows, step):
+        piece = codes[begin : begin + step].view(np.uint8) + np.uint8(-lowest)
+        found[begin : begin + step] = _packed(piece, bits)[:, : found.shape[1]]
+    return found
+
+
+def _packed(codes: Array, bits: int) -> Array:
+    """The same for uint8 counted from 0; the last word may be one of nothing but zeros."""
+    rows, count = codes.shape
     if count % 32:
         codes = np.pad(codes, ((0, 0), (0, -count % 32)))
     if bits in (4, 8):  # whole codes in each byte: half the work of the general way
         by_byte = codes[:, 0::2] | (codes[:, 1::2] << np.uint8(4)) if bits == 4 else codes
-        return np.ascontiguousarray(by_byte).view("<i4")[:, :words]
+        return np.ascontiguousarray(by_byte).view("<i4")
     groups = codes.reshape(rows, -1, 32)
     found = np.zeros((rows, groups.shape[1], bits), np.uint32)
     for index in range(32):
@@ -124,7 +137,7 @@ def packed(codes: Array, bits: int) -> Array:
         found[..., word] |= groups[..., index].astype(np.uint32) << np.uint32(offset)
         if offset + bits > 32:  # the rest of the code goes into the next word
             found[..., word + 1] |= groups[..., index].astype(np.uint32) >> np.uint32(32 - offset)
-    return found.reshape(rows, -1)[:, :words].view(np.int32)
+    return found.reshape(rows, -1).view(np.int32)
 
 
 def codes_in(words: Array, bits: int, count: int) -> Array:

@@ -21,7 +21,7 @@ from whet.core.plan import Plan, PlannedLayer
 from whet.core.recipe import Recipe
 from whet.core.target import Target
 
-# Measured on a 2-core machine with AVX-512 by benchmarks/llm.py; they hold as ratios to its limits.
+# Measured on a 2-core machine with AVX-512 by benchmarks/llm_shapes.py; they hold as ratios to its limits.
 READ_BYTES_PER_S, ROUND_WEIGHTS_PER_S = 1.5e9, 0.4e9
 LIBRARIES = 550e6  # bytes that torch and transformers take before a model is looked at; torch alone 300e6
 TORCH_ALONE = 300e6
@@ -84,9 +84,10 @@ def _memory(checkpoint: Checkpoint, steps: Sequence[Resolved]) -> Measurement:
         return Measurement("working_bytes", LIBRARIES + LEARNING_BYTES_A_WEIGHT * block, " B", source="estimated",
                            method=f"{LEARNING_BYTES_A_WEIGHT} bytes for each weight of a block while it learns, and libraries")
     tokens = TOKENS_AT_ONCE * (checkpoint.size(checkpoint.family.embedding)[1] * 4 + widest * 3)
-    found = LIBRARIES + 4 * (block + 3 * largest + 3 * widest**2 + tokens)
+    found = LIBRARIES + block + 4 * (3 * largest + 2 * widest**2 + tokens)
     return Measurement("working_bytes", found, " B", source="estimated",
-                       method="a block in float32, three of its largest layer, three Gram matrices, activations of 4096 tokens, libraries")
+                       method="codes of a block, three of its largest layer in float32, two Gram matrices, activations of 4096 tokens, "
+                              "libraries")
 
 
 def _tuning_memory(checkpoint: Checkpoint, step: Resolved) -> Measurement:

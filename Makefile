@@ -19,7 +19,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	@echo "installing into .venv (about a minute the first time)"
 	$(INSTALL) torch==2.13.0
-	$(INSTALL) -e '.[compress,dev]'
+	$(INSTALL) -e '.[compress,llm,dev]'
 	@touch $@
 
 demo: $(INSTALLED)  ## trains a small model, optimises it and writes a report

@@ -56,7 +56,7 @@ IMPORT_NAMES = {"pillow": "PIL", "scikit-learn": "sklearn", "onnx-ir": "onnx_ir"
 HEAVY = ("torch", "scipy", "sklearn", "PIL", "soundfile", "pyarrow", "matplotlib", "pandas", "transformers")
 # These are about torch from the first line to the last; nothing may import them before it needs them.
 ABOUT_TORCH = re.compile(r"whet\.compress\.((mirror|checkpoint)(\.\w+)*|walks\.(?!layers$|sites$|unequal_\w+$|chains$|shared_inputs$)\w+"
-                         r"|mixed\.fisher|(soft|column)_rounding|layer_products|fake|adam|threads|learned_grids)")
+                         r"|mixed\.fisher|(soft|column)_rounding|layer_products|fake|adam|threads|learned_grids|distilling)")
 
 
 # -- what the source says -----------------------------------------------------------------------------------------------------

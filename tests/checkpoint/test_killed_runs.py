@@ -46,8 +46,7 @@ def all_went_on(found: dict[str, Any]) -> None:
     assert all(each["ends"][0] == -signal.SIGKILL for each in found["broken"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["rtn", "gptq"])
+@pytest.mark.parametrize("name", ["rtn", pytest.param("gptq", marks=pytest.mark.slow)])
 def test_runs_that_are_killed_are_gone_on_with(models: Models, tmp_path: Path, name: str) -> None:
     kills: list[tuple[float, ...]] = [(0.0,), (0.3,), (0.45,), (0.6, 0.1), (0.75,), (0.97,), (1.0,)]
     found = killed(models("llama"), tmp_path, RECIPES[name], kills)

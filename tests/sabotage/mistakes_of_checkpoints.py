@@ -108,8 +108,8 @@ MISTAKES = (
     Mistake(
         "codes counted from the lowest that is used",
         f"{PLACE}/stored.py",
-        "np.uint8(-grid.lowest), grid.bits",
-        "np.uint8(-grid.lowest - 1), grid.bits",
+        "+ np.uint8(-lowest)",
+        "+ np.uint8(-lowest - 1)",
         STORED,
         "slow_paper",
     ),

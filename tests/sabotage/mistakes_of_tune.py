@@ -32,7 +32,7 @@ MISTAKES = (
         "what_is_stored",
     ),
     Mistake(
-        "zero points forgotten",
+        "tuning: zero points forgotten",
         DISTILLING,
         "torch.from_numpy(codes - zero)",
         "torch.from_numpy(codes - 0 * zero)",
@@ -48,7 +48,7 @@ MISTAKES = (
         "slow_paper",
     ),
     Mistake(
-        "the last step is kept",
+        "tuning: the last step is kept",
         DISTILLING,
         "                if found < least:",
         "                if True:",
@@ -64,7 +64,7 @@ MISTAKES = (
         "judged_by",
     ),
     Mistake(
-        "windows that nobody asked for",
+        "tuning: windows that nobody asked for",
         DISTILLING,
         "parted(min(schedule.windows, view.windows))",
         "parted(view.windows)",
@@ -72,7 +72,7 @@ MISTAKES = (
         "as_many_windows",
     ),
     Mistake(
-        "the rate does not fall",
+        "tuning: the rate does not fall",
         DISTILLING,
         "            set_rate(schedule.rate * (1 - step / schedule.steps) ** FALLING)",
         "            set_rate(schedule.rate)",

@@ -70,7 +70,7 @@ def whet_rows() -> Iterator[Row]:
     yield from _whet("gptq+autoround", GROUPED, ("gptq", asymmetric), ("autoround", {**LEARN, **moving}), slow=True)
     if (TECHNIQUES / "tune.py").is_file():
         yield from _whet("gptq+tune-scales", ((2, 32),), ("gptq", asymmetric), ("tune", {}), slow=True)
-        yield from _whet("gptq+tune", GROUPED, ("gptq", asymmetric), ("tune", moving), slow=True)
+        yield from _whet("gptq+tune", GROUPED, ("gptq", asymmetric), ("tune", {"codes": True}), slow=True)
     for book in ("nf4", "fp4"):
         for double in (True, False):
             yield _row(f"whet-{book}{'-double' if double else ''}", 4, 64, [Step(book, options=FrozenMap({"double": double}))])

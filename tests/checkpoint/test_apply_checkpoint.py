@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from tests.checkpoint.conftest import HOST, Models
 from tests.checkpoint.made_up_models import KINDS, changed_copy, config_of, files_of, saved_tokens, tokens, with_weights_of
 from tests.checkpoint.test_skeleton import streamed
 
+import whet
 from whet.compress.apply import apply
 from whet.compress.artifacts import read_artifact
 from whet.compress.checkpoint import Checkpoint, open_checkpoint, stored
@@ -26,6 +28,7 @@ from whet.compress.grid import Quantised
 from whet.compress.technique import LayerView, technique
 from whet.core.document import FrozenMap
 from whet.core.errors import Refused, Unsupported
+from whet.core.progress import reporting
 from whet.core.recipe import Recipe, Step
 from whet.device.files import write_file
 
@@ -507,3 +510,28 @@ def test_a_second_run_is_refused_until_the_folder_is_in_its_place(models: Models
     monkeypatch.setattr(os, "replace", meanwhile)
     assert {layout.bits for layout in applied(models("llama"), tmp_path / "out", step("rtn")).layouts.values()} == {4}
     assert told
+
+
+def test_the_error_of_each_block_is_told_as_it_goes(models: Models, tmp_path: Path) -> None:
+    class Notes:
+        def __init__(self) -> None:
+            self.errors: list[float] = []
+
+        def start(self, name: str, total: int | None) -> int:
+            return 0
+
+        def advance(self, task: int, steps: int, note: str) -> None:
+            if found := re.search(r"error (-?[\d.]+) dB", note):
+                self.errors.append(float(found.group(1)))
+
+        def stop(self, task: int) -> None:
+            pass
+
+    told = {}
+    for bits in (2, 4, 8):
+        notes = Notes()
+        with reporting(notes):
+            whet.apply(str(models("llama")), "gptq", options={"bits": bits}, calibration=tokens(4), out=tmp_path / f"{bits}")
+        assert len(notes.errors) == 3
+        told[bits] = notes.errors
+    assert all(coarse - 6 > fine for finer, coarser in ((4, 2), (8, 4)) for coarse, fine in zip(told[coarser], told[finer], strict=True))

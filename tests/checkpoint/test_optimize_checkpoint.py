@@ -52,16 +52,19 @@ def test_an_idea_rounds_blocks_tables_and_a_head_of_its_own() -> None:
     assert (step.technique, step.layers, dict(step.options)) == ("gptq", ("*",), {"bits": 4, "block": 32, "symmetric": False})
     assert (tables.technique, tables.layers, tables.options["bits"]) == ("rtn", ("op:Embedding", "op:Head"), 8)
     assert idea("gptq", 4, 32, head=False).recipe.steps[1].layers == ("op:Embedding",)
+    assert [step.technique for step in idea("tune", 3, 32, head=False).recipe.steps] == ["gptq", "rtn", "tune"]
     assert dict(idea("mixed", 3.5, 32, head=False).recipe.steps[0].options)["average"] == 3.5
 
 
-@pytest.mark.parametrize(("asked", "measurement", "limit"), [("kl<0.02", "kl", 0.02), ("nats<0.1", "drop", 0.1), (0.3, "drop", 0.3)])
+@pytest.mark.parametrize(
+    ("asked", "measurement", "limit"), [("kl<0.02", "kl", 0.02), ("nats<0.1", "drop", 0.1), ("nats<1.5", "drop", 1.5), (0.3, "drop", 0.3)]
+)
 def test_what_may_be_lost_is_read(asked: float | str, measurement: str, limit: float) -> None:
     gate = loss_gate(asked)
     assert (gate.measurement, gate.limit) == (measurement, limit)
 
 
-@pytest.mark.parametrize("asked", ["kl", "kl<", "accuracy<0.1", "kl<much"])
+@pytest.mark.parametrize("asked", ["kl", "kl<", "accuracy<0.1", "kl<much", "kl<-1", "nats<nan", "nats<inf"])
 def test_what_is_no_limit_is_refused(asked: str) -> None:
     with pytest.raises(Refused, match=r"kl<0\.02"):
         loss_gate(asked)
@@ -89,6 +92,18 @@ def test_the_smallest_rung_wins_where_all_pass_and_a_second_call_makes_nothing_a
     again = whet.apply(str(models("llama")), tmp_path / "out/recipe.toml", calibration=tokens(1), out=tmp_path / "again")
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/best/model.safetensors").read_bytes()
     assert again.layouts == best.layouts
+
+
+@pytest.mark.usefixtures("known_machine")
+def test_other_text_makes_other_trials(models: Models, tmp_path: Path) -> None:
+    """Long texts that differ in the middle alone, and one of the same length: nothing is told by how an array prints, or by a name."""
+    counts = []
+    for seed in (1, 2):
+        calibration = tokens(1, 60)
+        calibration[20:40] = tokens(seed, 20)
+        whet.optimize(str(models("llama")), data=tokens(0), calibration=calibration, max_drop="kl<1e-12", out=tmp_path / "out")
+        counts.append(len(list((tmp_path / "out/trials").glob("*/whet.json"))))
+    assert counts[1] == 2 * counts[0] > 0
 
 
 @pytest.mark.usefixtures("known_machine")

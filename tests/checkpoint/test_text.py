@@ -105,6 +105,8 @@ def test_tokens_are_taken_as_they_are(reader: Checkpoint, tmp_path: Path) -> Non
         assert not found.starts
     windows = Windows(given, False, "")
     assert windows_of(reader, windows) is windows
+    for source in (windows, given):
+        assert torch.equal(windows_of(reader, source, most=2).tokens, given[[0, -1]])
 
 
 def test_a_short_text_is_one_window(models: Models, tmp_path: Path) -> None:

@@ -200,7 +200,7 @@ MISTAKES = (
     Mistake(
         "windows of the beginning alone",
         f"{PLACE}/text.py",
-        "torch.linspace(0, count - 1, most).round().long()",
+        "torch.linspace(0, len(windows) - 1, most).round().long()",
         "torch.arange(most)",
         TEXT,
         "spread",
@@ -244,13 +244,13 @@ MISTAKES = (
     Mistake(
         "what is excepted called rounded", f"{PLACE}/apply.py", "if name not in rounded)\n", "if name in rounded)\n", APPLY, "excepted"
     ),
-    Mistake("the recipe no part of the key", f"{PLACE}/apply.py", "recipe.to_plain(), target.name,", "target.name,", APPLY, "other_work"),
+    Mistake("the recipe no part of the key", f"{PLACE}/apply.py", "[recipe.to_plain() for recipe in recipes], ", "", APPLY, "other_work"),
     Mistake("the text no part of the key", f"{PLACE}/apply.py", 'if windows else ""', 'if windows is None else ""', APPLY, "other_work"),
     Mistake(
         "a file taken for a folder",
-        f"{PLACE}/apply.py",
-        "    if out.exists() and not out.is_dir():",
-        "    if out.exists() and not out:",
+        "compress/artifacts.py",
+        "    if folder.exists() and not folder.is_dir():",
+        "    if folder.exists() and not folder:",
         APPLY,
         "nothing_else",
     ),

@@ -34,8 +34,8 @@ MISTAKES = (
     Mistake(
         "fp4 for every layer with a weight",
         "compress/techniques/fp4.py",
-        "if layer.op not in OPS or len(layer.weight_shape) != 2:",
-        "if not layer.weight_shape:",
+        "if found.applies else found",
+        "if layer.weight_shape else found",
         CODEBOOK,
         "foresees",
     ),

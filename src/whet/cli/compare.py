@@ -10,7 +10,7 @@ import click
 from whet.cli import options
 from whet.cli.endings import GATED
 from whet.cli.languages import show_comparison
-from whet.cli.quantities import LOSS, Loss, Shape
+from whet.cli.quantities import LOSS, Shape
 from whet.cli.screen import Column, Screen
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ _COSTS = ("latency_ms", "latency_p95_ms", "throughput_per_s", "size_bytes", "mod
 @options.weights
 @options.input_shape
 @options.standard
-def command(screen: Screen, original: str, candidate: str, data: str | None, metric: str | None, max_drop: Loss | None, confidence: float,
-            threads: int | None, seconds: float, weights: str | None, shapes: Sequence[Shape]) -> None:  # fmt: skip
+def command(screen: Screen, original: str, candidate: str, data: str | None, metric: str | None, max_drop: float | str | None,
+            confidence: float, threads: int | None, seconds: float, weights: str | None, shapes: Sequence[Shape]) -> None:  # fmt: skip
     """Compare CANDIDATE with ORIGINAL: quality on the same samples (paired), latency interleaved in one run, memory and size.
 
     Without --data only the costs are compared. --weights and --input-shape speak of ORIGINAL. Two folders of language models are compared
@@ -56,8 +56,7 @@ def command(screen: Screen, original: str, candidate: str, data: str | None, met
 
     if data is None and (metric is not None or max_drop is not None):
         raise click.UsageError(f"{'--metric' if metric is not None else '--max-drop'} needs --data")
-    if max_drop is not None and max_drop.measurement == "drop":
-        check_drop(max_drop.most, metric)
+    check_drop(max_drop, metric)
     with screen.working():
         found = whet.compare(model_of(original, weights, shapes, data), candidate, data=data, metric=known_metric(metric), threads=threads,
                              confidence=confidence, seconds=seconds)  # fmt: skip
@@ -77,10 +76,10 @@ def command(screen: Screen, original: str, candidate: str, data: str | None, met
         click.get_current_context().exit(GATED)
 
 
-def _verdict(quality: Comparison | LanguageComparison, asked: Loss) -> Verdict:
-    from whet.core.gate import Gate, judge
+def _verdict(quality: Comparison | LanguageComparison, asked: float | str) -> Verdict:
+    from whet.core.gate import judge, loss_gate
 
-    return judge((Gate(asked.measurement, asked.most, reason="asked with --max-drop"),), quality.measurements)
+    return judge((loss_gate(asked),), quality.measurements)
 
 
 def _show(screen: Screen, found: SideBySide) -> None:

@@ -12,7 +12,7 @@ import click
 from whet.cli import options
 from whet.cli.endings import GATED, REFUSED, STOPPED, Ending
 from whet.cli.group import typed
-from whet.cli.quantities import LATENCY, LOSS, SECONDS, SIZE, Loss, Shape
+from whet.cli.quantities import LATENCY, LOSS, SECONDS, SIZE, Shape
 from whet.cli.screen import Screen
 from whet.cli.words import counted
 
@@ -57,9 +57,7 @@ def command(screen: Screen, model: str, weights: str | None, shapes: Sequence[Sh
         --max-drop "kl<0.02" --minimize size -o out/
     """
     ctx = click.get_current_context()
-    limit: Loss | None = asked["max_drop"]
-    if limit is not None and limit.measurement == "drop":
-        check_drop(limit.most, asked["metric"])
+    check_drop(asked["max_drop"], asked["metric"])
     place = _folder(out)
     try:
         with screen.working():
@@ -75,9 +73,7 @@ def _optimized(model: str, weights: str | None, shapes: Sequence[Shape], place: 
     import whet
     from whet.cli.models import known_metric, model_of
 
-    given = {name: asked[name] for name in ("calibration", "minimize", "confidence", "seconds", "seed")}
-    limit: Loss | None = asked["max_drop"]
-    given["max_drop"] = None if limit is None else limit.most if limit.measurement == "drop" else f"{limit.measurement}<{limit.most!r}"
+    given = {name: asked[name] for name in ("calibration", "minimize", "max_drop", "confidence", "seconds", "seed")}
     target = whet.target(asked["target"])
     if asked["threads"] is not None:
         target = dataclasses.replace(target, threads=asked["threads"])
@@ -88,12 +84,12 @@ def _optimized(model: str, weights: str | None, shapes: Sequence[Shape], place: 
     )  # fmt: skip
 
 
-def check_drop(limit: float | None, metric: str | None) -> None:
+def check_drop(limit: float | str | None, metric: str | None) -> None:
     """A whole point of a share is all of it: whoever writes 5 means 5%."""
     from whet.compress.report.numbers import POINTS
     from whet.compress.report.quantities import drop_kind
 
-    if limit is not None and limit >= 1 and (metric is None or drop_kind(metric) is POINTS):
+    if isinstance(limit, float) and limit >= 1 and (metric is None or drop_kind(metric) is POINTS):
         said = f"a drop of {limit:g} would be all there is; write {limit:g}% for {limit / 100:g}"
         raise click.BadParameter(said, param_hint="'--max-drop'")
 

@@ -60,23 +60,18 @@ def shape(text: str) -> Shape:
     return Shape(numbers, (name or "").strip(), dtype or "float32")
 
 
-@dataclass(frozen=True)
-class Loss:
-    """The most that may be lost. measurement: "drop", of the metric, or "kl"."""
+def loss(text: str) -> float | str:
+    """ "0.5%" to 0.005, a drop of the metric; "kl<0.02" as it is, for ``core.gate.loss_gate``. Raises ValueError."""
+    if "<" not in text:
+        return share(text)
+    from whet.core.errors import Refused
+    from whet.core.gate import loss_gate
 
-    most: float
-    measurement: str = "drop"
-
-
-def loss(text: str) -> Loss:
-    """ "0.5%" to a drop of 0.005, and "kl<0.02" to a divergence. Raises ValueError."""
-    name, sign, number = text.partition("<")
-    if not sign:
-        return Loss(share(text))
-    known = {"kl": "kl", "nats": "drop", "drop": "drop"}
-    if name.strip() not in known:
-        raise ValueError(f"{text!r} speaks of {name.strip()!r}; write 0.5%, kl<0.02 or nats<0.02")
-    return Loss(share(number), known[name.strip()])
+    try:
+        loss_gate(text)
+    except Refused as error:
+        raise ValueError(str(error)) from error
+    return text
 
 
 class Parsed(click.ParamType):  # type: ignore[type-arg]  # older versions of click have it without arguments

@@ -66,15 +66,22 @@ def write_artifact(model: GraphModel, folder: Path, *, parent: str | None, recip
 
     An artifact that is there is replaced. Raises Refused where the folder holds anything else, and where the disk is full.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file():
-        raise Refused(f"write an artifact to {folder}", found="a folder with other files in it, which would be lost",
-                      do="choose another output folder")
+    check_free(folder)
     with new_folder(folder) as beside:
         model.save(beside / MODEL_NAME)
-        files = tuple(_described(path, beside) for path in sorted(beside.iterdir()))
+        files = tuple(described_file(path, beside) for path in sorted(beside.iterdir()))
         artifact = describe(model, files, parent=parent, recipe=recipe, target=target)
         write_file(beside / MANIFEST_NAME, artifact.to_json())
     return artifact
+
+
+def check_free(folder: Path) -> None:
+    """Raises Refused where something lies in the artifact's place that is no artifact."""
+    if folder.exists() and not folder.is_dir():
+        raise Refused(f"write an artifact to {folder}", found="a file of that name", do="choose another output folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST_NAME).is_file():
+        raise Refused(f"write an artifact to {folder}", found="a folder with other files in it, which would be lost",
+                      do="choose another output folder")
 
 
 def describe(model: GraphModel, files: tuple[ModelFile, ...], *, parent: str | None, recipe: Recipe | None = None,
@@ -87,13 +94,13 @@ def describe(model: GraphModel, files: tuple[ModelFile, ...], *, parent: str | N
 def original_artifact(model: GraphModel, path: Path | None) -> Artifact:
     """The manifest of a model that Whet did not make: its file where it has one, else the bytes it would be written as."""
     if path is not None and path.is_file():
-        files = [_described(file, path.parent) for file in files_of(model, path)]
+        files = [described_file(file, path.parent) for file in files_of(model, path)]
     elif not model.is_large:
         files = [ModelFile(MODEL_NAME, hashlib.sha256(model.content).hexdigest(), len(model.content))]
     else:
         with tempfile.TemporaryDirectory(prefix="whet-") as folder:
             model.save(Path(folder) / MODEL_NAME)
-            files = [_described(file, Path(folder)) for file in sorted(Path(folder).iterdir())]
+            files = [described_file(file, Path(folder)) for file in sorted(Path(folder).iterdir())]
     return Artifact("onnx", model.inputs, model.outputs, tuple(files), session_options=model.session_options)
 
 
@@ -130,7 +137,8 @@ def _inside_artifact(path: Path) -> tuple[Path, Artifact | None]:
     return path / names[0], artifact
 
 
-def _described(path: Path, folder: Path) -> ModelFile:
+def described_file(path: Path, folder: Path) -> ModelFile:
+    """A file of an artifact: its path inside ``folder``, its hash and its size."""
     return ModelFile(path.relative_to(folder).as_posix(), _sha256(path), path.stat().st_size)
 
 

@@ -38,9 +38,12 @@ def loss_gate(asked: float | str) -> Gate:
         return Gate("drop", asked, reason="asked with --max-drop")
     name, _, number = asked.partition("<")
     try:
-        return Gate(LOSSES[name.strip()], float(number), reason=f"asked with --max-drop {asked}")
+        measurement, limit = LOSSES[name.strip()], float(number)
     except (KeyError, ValueError) as error:
         raise Refused(f"lose no more than {asked!r}", found="no such limit", do="write kl<0.02, nats<0.02 or a number") from error
+    if not 0 <= limit < math.inf:
+        raise Refused(f"lose no more than {asked!r}", found="a limit below zero or without end", do="write kl<0.02, nats<0.02 or a number")
+    return Gate(measurement, limit, reason="asked with --max-drop")
 
 
 @dataclass(frozen=True)

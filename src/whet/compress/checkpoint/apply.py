@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import whet
-from whet.compress.artifacts import tool_versions
+from whet.compress.artifacts import check_free, described_file, tool_versions
 from whet.compress.checkpoint import stored
 from whet.compress.checkpoint.block import SCALES, BlockAtWork
 from whet.compress.checkpoint.checkpoint import CONFIG_NAME, Checkpoint, open_checkpoint
@@ -36,8 +36,8 @@ from whet.compress.grid import Array, Quantised
 from whet.compress.technique import LayerView
 from whet.compress.threads import one_thread
 from whet.compress.views import Block, Whole
-from whet.core.artifact import MANIFEST_NAME, Artifact, ModelFile, TensorSpec
-from whet.core.document import FrozenMap, canonical_json
+from whet.core.artifact import MANIFEST_NAME, Artifact, TensorSpec
+from whet.core.document import FrozenMap, canonical_json, digest
 from whet.core.errors import Refused
 from whet.core.progress import task
 from whet.core.recipe import Recipe
@@ -64,8 +64,8 @@ def apply_to_checkpoint(checkpoint: Checkpoint, recipe: Recipe, target: Target, 
         raise Refused(f"apply {needy[0]} without calibration data", do="give text with --calibration; 128 windows of 2048 tokens are usual")
     windows = windows_of(checkpoint, calibration, most=windows_wanted(recipe)) if needy else None
     layouts = stored_as(checkpoint, steps)
-    key = _key(checkpoint, asked, target, windows)
-    _free(out)
+    key = _key(checkpoint, (asked, recipe), target, windows)
+    check_free(out)
     with filling(out, key) as folder:
         destination = Destination(folder, key, tensors_of(checkpoint, layouts))
         try:
@@ -192,6 +192,7 @@ def _block_by_block(checkpoint: Checkpoint, steps: Sequence[Resolved], target: T
             if exact:
                 flow = Flow(now, exact[index % 2], exact[(index + 1) % 2])
                 _through(block, exact[index % 2], exact[(index + 1) % 2])
+            before = block.run(now.read(0, 1))
             for each in steps:
                 own = {name: options for name, options in each.options.items() if name.startswith(f"{block.name}.")}
                 SHOWS[each.used.view.__name__](block, each.used, own, target, flow)
@@ -201,7 +202,7 @@ def _block_by_block(checkpoint: Checkpoint, steps: Sequence[Resolved], target: T
             destination.settle()  # the next block writes over what this one has read
             block.close()
             skeleton.empty(index)
-            progress.advance(note=block.name)
+            progress.advance(note=f"{block.name}, error {_decibels(before, then.read(0, 1)):.1f} dB")
     for file in (*flows, *exact):
         file.close()
         file.path.unlink()
@@ -212,6 +213,11 @@ def _through(block: BlockAtWork, before: Hidden, after: Hidden) -> None:
     for begin, end in before.parts:
         after.write(begin, block.run(before.read(begin, end)))
     after.flush()
+
+
+def _decibels(exact: Tensor, found: Tensor) -> float:
+    """The energy of what rounding a block did to its output on one window, relative to the output itself."""
+    return 10.0 * math.log10(max(float((found - exact).square().sum() / exact.square().sum().clamp_min(1e-30)), 1e-12))
 
 
 def _looks_back(steps: Sequence[Resolved]) -> bool:
@@ -229,20 +235,10 @@ def _of_block(block: BlockAtWork) -> dict[str, Tensor]:
     return made
 
 
-def _key(checkpoint: Checkpoint, recipe: Recipe, target: Target, windows: Windows | None) -> str:
-    """The hash of all that goes in. Files are known by size and time: hashing 13 GB would take longer than rounding them."""
-    files = [[file.path.name, file.path.stat().st_size, file.path.stat().st_mtime_ns] for file in checkpoint.files]
-    tokens = hashlib.sha256(windows.tokens.numpy().tobytes()).hexdigest() if windows else ""
-    return hashlib.sha256(canonical_json([whet.__version__, dict(checkpoint.config), files, recipe.to_plain(), target.name,
-                                          tokens])).hexdigest()
-
-
-def _free(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise Refused(f"write a checkpoint to {out}", found="a file of that name", do="choose another output folder")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_NAME).is_file():
-        raise Refused(f"write a checkpoint to {out}", found="a folder with other files in it, which would be lost",
-                      do="choose another output folder")
+def _key(checkpoint: Checkpoint, recipes: Sequence[Recipe], target: Target, windows: Windows | None) -> str:
+    """The hash of all that goes in; the recipe as it was asked for, and with the bits that were allotted by the text."""
+    tokens = windows.content_hash if windows else ""
+    return digest([whet.__version__, checkpoint.identity, [recipe.to_plain() for recipe in recipes], target.digest, tokens])
 
 
 def _complete(checkpoint: Checkpoint, folder: Path, layouts: Mapping[str, Layout | str], recipe: Recipe, target: Target) -> None:
@@ -276,16 +272,11 @@ def manifest(folder: Path, parent: Checkpoint, recipe: Recipe, target: Target) -
 
     paths = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in (MANIFEST_NAME, "journal.json", "lock"))
     with ThreadPoolExecutor(2) as pool:
-        files = tuple(pool.map(lambda path: _described(path), paths))
+        files = tuple(pool.map(lambda path: described_file(path, folder), paths))
     ids = TensorSpec("input_ids", "int64", ("batch", "length"))
     logits = TensorSpec("logits", "float32", ("batch", "length", int(parent.config.get("vocab_size", 0))))
     return Artifact("checkpoint", (ids,), (logits,), files, parent=_parent_id(parent), recipe=recipe, target=target.name,
                     tools=FrozenMap(tool_versions()))
-
-
-def _described(path: Path) -> ModelFile:
-    with path.open("rb") as file:
-        return ModelFile(path.name, hashlib.file_digest(file, "sha256").hexdigest(), os.path.getsize(path))
 
 
 def _parent_id(parent: Checkpoint) -> str:

@@ -58,6 +58,17 @@ class Checkpoint:
         return int(self.config.get("num_hidden_layers", self.config.get("n_layer", 0)))
 
     @property
+    def size_bytes(self) -> int:
+        """Bytes of the safetensors files."""
+        return sum(file.path.stat().st_size for file in self.files)
+
+    @property
+    def identity(self) -> list[Any]:
+        """What tells it from others. Files are known by size and time: hashing 13 GB would take longer than rounding them."""
+        stats = [(file.path.name, file.path.stat()) for file in self.files]
+        return [dict(self.config), [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]]
+
+    @property
     def has_tokenizer(self) -> bool:
         return any((self.folder / name).is_file() for name in TOKENIZER_NAMES)
 

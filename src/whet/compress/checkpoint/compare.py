@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import tempfile
 from collections.abc import Callable, Iterator
@@ -79,7 +78,7 @@ def compare_checkpoints(parent: Any, candidate: Any, data: Any, *, length: int |
     encoders = [model for model in (first, second) if model.family.encoder]
     if encoders:
         raise Unsupported(f"compare {encoders[0].folder} by perplexity", found="an encoder, which predicts no next token",
-                          do="export both to ONNX and compare those")
+                          do="judge it by your own task, with transformers")
     if first.config.get("vocab_size") != second.config.get("vocab_size"):
         raise Refused("compare two language models", found=f"vocabularies of {first.config.get('vocab_size')} and "
                       f"{second.config.get('vocab_size')} tokens", do="compare a model with what was made of it")
@@ -158,7 +157,7 @@ def _width(ran: _Ran) -> int:
 
 def judged(scores: Scores, windows: Windows, models: tuple[Checkpoint, Checkpoint], *, confidence: float, seed: int) -> LanguageComparison:
     """The scores as measurements."""
-    data = hashlib.sha256(windows.tokens.numpy().tobytes()).hexdigest()
+    data = windows.content_hash
     level, count = two_sided(confidence), scores.kl.shape[0]
 
     def measured(name: str, values: np.ndarray[Any, Any], direction: Any = "lower") -> Measurement:
@@ -166,7 +165,7 @@ def judged(scores: Scores, windows: Windows, models: tuple[Checkpoint, Checkpoin
         return Measurement(name, float(values.mean()), interval=interval, direction=direction, n=count, data=data, method=method)
 
     rare = Measurement("kl_p999", float(np.quantile(scores.kl, 0.999)), n=count, data=data, method="quantile over all tokens")
-    sizes = [Measurement("size_bytes", float(sum(file.path.stat().st_size for file in model.files)), " B") for model in models]
+    sizes = [Measurement("size_bytes", float(model.size_bytes), " B") for model in models]
     return LanguageComparison(
         count, scores.kl.size, measured("nats_per_token", scores.parent), measured("nats_per_token", scores.candidate),
         measured("drop", scores.candidate - scores.parent), measured("kl", scores.kl.mean(1)), rare,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from whet.compress.checkpoint.checkpoint import Checkpoint
@@ -15,8 +16,7 @@ LINEAR, TABLE, HEAD = "Linear", "Embedding", "Head"
 def inventory(checkpoint: Checkpoint) -> Inventory:
     """Tables, linear layers of the blocks, norms and head. macs: of one token; a table looks up and multiplies nothing."""
     layers = tuple(_layers(checkpoint))
-    size = sum(path.stat().st_size for path in checkpoint.folder.glob("*.safetensors"))
-    return Inventory(layers, file_bytes=size)
+    return Inventory(layers, file_bytes=checkpoint.size_bytes)
 
 
 def weighted(checkpoint: Checkpoint) -> list[Layer]:
@@ -63,9 +63,7 @@ def _matrix(checkpoint: Checkpoint, name: str, op: str) -> Layer:
 
 def _plain(checkpoint: Checkpoint, name: str) -> Layer:
     entry = checkpoint.entries[name][1]
-    count = 1
-    for size in entry.shape:
-        count *= size
     dtype = str(DTYPES[entry.dtype]).removeprefix("torch.")
     kind = "Norm" if "norm" in name.lower() or ".ln_" in name else "Parameter"
-    return Layer(name, kind, weight_shape=entry.shape, weight_dtype=dtype, parameters=count, weight_bytes=entry.size_bytes, macs=0)
+    return Layer(name, kind, weight_shape=entry.shape, weight_dtype=dtype, parameters=math.prod(entry.shape),
+                 weight_bytes=entry.size_bytes, macs=0)

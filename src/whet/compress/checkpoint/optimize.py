@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,20 +13,18 @@ from whet.compress.checkpoint.apply import apply_to_checkpoint
 from whet.compress.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from whet.compress.checkpoint.compare import LanguageComparison, judging
 from whet.compress.checkpoint.plan import plan_checkpoint
-from whet.compress.checkpoint.search import RUNGS, Idea, averages_below, idea, smallest_passing
+from whet.compress.checkpoint.search import LEARNING, RUNGS, Idea, averages_below, idea, smallest_passing
 from whet.compress.checkpoint.text import Windows, windows_of
 from whet.compress.optimize.choose import closest, winner, with_front
-from whet.compress.optimize.place import taken
-from whet.compress.report import write_report
+from whet.compress.optimize.place import taken, written
+from whet.compress.optimize.trials import code_version
 from whet.core.artifact import MANIFEST_NAME, Artifact
 from whet.core.document import FrozenMap, digest
 from whet.core.errors import Refused, Untrusted, WhetError
 from whet.core.gate import Gate, judge
-from whet.core.measurement import Measurement
 from whet.core.outcome import ORIGINAL, Outcome, Stage, Trial
 from whet.core.recipe import Recipe
 from whet.core.target import Target
-from whet.device.files import new_folder, write_file
 from whet.device.machine import describe, stamp
 
 FEWEST_WINDOWS = 8  # below, an interval over windows says nothing
@@ -46,21 +42,21 @@ def optimize_checkpoint(checkpoint: Checkpoint, *, data: Any, calibration: Any, 
     """
     began, at = perf_counter(), stamp().at
     evaluation = windows_of(checkpoint, data)
-    _check(checkpoint, evaluation, calibration)
-    gates = (gate, Gate("size_bytes", _size(checkpoint), " B", proven=False, reason="not larger than the original"))
+    calibrating = _calibration(checkpoint, evaluation, calibration)
+    gates = (gate, Gate("size_bytes", float(checkpoint.size_bytes), " B", proven=False, reason="not larger than the original"))
     with taken(out) as folder, judging(checkpoint, evaluation, confidence=confidence, seed=seed) as judged:
-        search = _Search(checkpoint, calibration, target, gates, folder / "trials", judged,
+        search = _Search(checkpoint, calibrating, target, gates, folder / "trials", judged,
                          None if time_budget_s is None else began + time_budget_s)
-        first = Trial(ORIGINAL, Recipe(), measurements=FrozenMap(_measurements(judged(checkpoint))))
+        first = Trial(ORIGINAL, Recipe(), measurements=FrozenMap(judged(checkpoint).measurements))
         search.run()
         trials = with_front((replace(first, verdict=judge(gates, first.measurements)), *search.trials))
         best = winner(trials, "size", ORIGINAL)
         outcome = Outcome(
             str(checkpoint.folder), target.name, "size", "nats_per_token", gates, trials, best, _headline(trials, best, evaluation, gate),
-            closest="" if best else closest(trials, ORIGINAL), data=FrozenMap(_described(evaluation, calibration)),
-            machine=describe().to_plain(), tools=tool_versions(), command=command, notes=tuple(search.notes), began=at,
+            closest="" if best else closest(trials, ORIGINAL), data=FrozenMap(_described(evaluation, calibrating)),
+            machine=describe().to_plain(), tools=tool_versions(), command=command, began=at,
             stages=tuple(search.stages), seconds=round(perf_counter() - began, 1))
-        return _written(outcome, folder)
+        return written(outcome, folder)
 
 
 @dataclass
@@ -68,7 +64,7 @@ class _Search:
     """Goes through the stages; each knows what the one before it brought."""
 
     parent: Checkpoint
-    calibration: Any
+    calibration: Windows
     target: Target
     gates: tuple[Gate, ...]
     folder: Path
@@ -76,7 +72,6 @@ class _Search:
     until: float | None
     trials: list[Trial] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
     def run(self) -> None:
         """All stages, or as many as the time allows."""
@@ -99,8 +94,8 @@ class _Search:
                 return
 
     def _downwards(self, rungs: list[tuple[int, int]]) -> None:
-        for bits, group in rungs:
-            if not self._try(self._idea("autoround", bits, group)):
+        for rung in rungs:
+            if not any(self._try(self._idea(technique, *rung)) for technique in LEARNING):
                 return
 
     def _idea(self, technique: str, bits: float, group: int) -> Idea:
@@ -134,11 +129,12 @@ class _Search:
         if (needed := self._seconds(tried)) > (room := self._room()):
             note = f"it would take about {needed / 60:.0f} minutes, and {room / 60:.0f} are left"
             return Trial(tried.name, tried.recipe, "skipped", note)
-        place = self.folder / digest([tried.recipe.to_plain(), _identity(self.parent), self.target.name, str(self.calibration)])[:16]
+        parts = [code_version(), self.parent.identity, tried.recipe.to_plain(), self.target.digest, self.calibration.content_hash]
+        place = self.folder / digest(parts)[:16]
         if not (place / MANIFEST_NAME).is_file():
             apply_to_checkpoint(self.parent, tried.recipe, self.target, calibration=self.calibration, out=place)
         made = open_checkpoint(place)
-        found = _measurements(self.judged(made))
+        found = self.judged(made).measurements
         artifact = Artifact.from_json((place / MANIFEST_NAME).read_bytes())
         return Trial(tried.name, tried.recipe, artifact=artifact, path=f"trials/{place.name}/model.safetensors",
                      measurements=FrozenMap(found), verdict=judge(self.gates, found), seconds=round(perf_counter() - began, 1))
@@ -153,28 +149,18 @@ class _Search:
         return LONGEST_TRIAL_S if self.until is None else max(0.0, min(LONGEST_TRIAL_S, self.until - perf_counter()))
 
 
-def _measurements(found: LanguageComparison) -> dict[str, Measurement]:
-    return found.measurements
-
-
-def _identity(checkpoint: Checkpoint) -> list[Any]:
-    return [[file.path.name, file.path.stat().st_size, file.path.stat().st_mtime_ns] for file in checkpoint.files]
-
-
-def _size(checkpoint: Checkpoint) -> float:
-    return float(sum(file.path.stat().st_size for file in checkpoint.files))
-
-
-def _check(checkpoint: Checkpoint, evaluation: Windows, calibration: Any) -> None:
-    """Raises Refused where no verdict could be trusted."""
-    if calibration is None:
+def _calibration(checkpoint: Checkpoint, evaluation: Windows, text: Any) -> Windows:
+    """The windows to calibrate with. Raises Refused where no verdict could be trusted."""
+    if text is None:
         raise Refused("optimise a language model", found="no calibration text", do="give some with --calibration")
     if len(evaluation) < FEWEST_WINDOWS:
         raise Refused("optimise a language model", found=f"{len(evaluation)} windows of {evaluation.length} tokens to judge by",
                       do=f"give text for {FEWEST_WINDOWS} or more")
+    found = windows_of(checkpoint, text)
     own = {tuple(window.tolist()) for window in evaluation.tokens}
-    if any(tuple(window.tolist()) in own for window in windows_of(checkpoint, calibration).tokens):
+    if any(tuple(window.tolist()) in own for window in found.tokens):
         raise Refused("optimise a language model", found="the same text in --data and in --calibration", do="keep them apart")
+    return found
 
 
 def _headline(trials: tuple[Trial, ...], best: str, evaluation: Windows, gate: Gate) -> str:
@@ -191,31 +177,6 @@ def _headline(trials: tuple[Trial, ...], best: str, evaluation: Windows, gate: G
             f"{len(evaluation)} windows of {evaluation.length} tokens")
 
 
-def _described(evaluation: Windows, calibration: Any) -> dict[str, Any]:
-    return {"evaluation": {"source": evaluation.source, "samples": len(evaluation), "labels": False},
-            "calibration": {"source": str(calibration), "labels": False}}
-
-
-def _written(outcome: Outcome, folder: Path) -> Outcome:
-    """best/, recipe.toml and the reports. Files are linked where the disk allows it, for they are large."""
-    trial = outcome.trial(outcome.winner)
-    shutil.rmtree(folder / "best", ignore_errors=True)
-    (folder / "recipe.toml").unlink(missing_ok=True)
-    if trial is not None:
-        with new_folder(folder / "best") as best:
-            for file in sorted((folder / trial.path).parent.iterdir()):
-                _linked(file, best / file.name)
-        write_file(folder / "recipe.toml", trial.recipe.to_text())
-        shipped = tuple(replace(each, path="best/model.safetensors") if each is trial else each for each in outcome.trials)
-        outcome = replace(outcome, trials=shipped)
-    write_report(outcome, folder)
-    return outcome
-
-
-def _linked(source: Path, place: Path) -> None:
-    try:
-        os.link(source, place)
-    except OSError:  # another file system, or one without links
-        shutil.copyfile(source, place)
-
-
+def _described(evaluation: Windows, calibration: Windows) -> dict[str, Any]:
+    return {name: {"source": each.source, "samples": len(each), "sha256": each.content_hash, "labels": False}
+            for name, each in (("evaluation", evaluation), ("calibration", calibration))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,9 @@ from whet.core.recipe import Recipe, Step
 RUNGS = ((2, 32), (3, 128), (3, 32), (4, 128), (4, 32), (8, 128))
 TABLES = Step("rtn", ("op:Embedding", "op:Head"), options=FrozenMap({"bits": 8, "block": 0}))
 
+TUNING = Step("tune", options=FrozenMap({"codes": True}))
+LEARNING = ("autoround", "tune")
+
 
 @dataclass(frozen=True)
 class Idea:
@@ -22,12 +25,14 @@ class Idea:
     recipe: Recipe
 
 
-def idea(technique: str, bits: float, group: int, *, head: bool, options: Mapping[str, Any] | None = None) -> Idea:
-    """A technique with so many bits and a group; tables, and the head where it is one of its own, in 8 bits."""
+def idea(technique: str, bits: float, group: int, *, head: bool) -> Idea:
+    """A technique with so many bits and a group; tables, and a head of its own, in 8 bits. ``tune`` stands behind gptq."""
     size = {"average": bits} if technique == "mixed" else {"bits": bits}
-    step = Step(technique, options=FrozenMap({**size, "block": group, "symmetric": bits >= 8, **(options or {})}))
+    rounding = "gptq" if technique == TUNING.technique else technique
+    step = Step(rounding, options=FrozenMap({**size, "block": group, "symmetric": bits >= 8}))
     tables = TABLES if head else Step(TABLES.technique, ("op:Embedding",), options=TABLES.options)
-    return Idea(f"{technique} {bits:g} bits, group {group}", Recipe((step, tables)))
+    last = (TUNING,) if technique == TUNING.technique else ()
+    return Idea(f"{technique} {bits:g} bits, group {group}", Recipe((step, tables, *last)))
 
 
 def smallest_passing(count: int, passes: Any) -> int | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ class Windows:
         return len(self.tokens)
 
     @property
+    def content_hash(self) -> str:
+        """sha256 (hex) of the tokens."""
+        return hashlib.sha256(self.tokens.numpy().tobytes()).hexdigest()
+
+    @property
     def length(self) -> int:
         return self.tokens.shape[1]
 
@@ -47,11 +53,11 @@ def windows_of(checkpoint: Checkpoint, source: Any, *, length: int | None = None
     Raises Refused where there is no tokenizer or too little text.
     """
     if isinstance(source, Windows):
-        return source
+        return source if most is None or len(source) <= most else replace(source, tokens=_spread(source.tokens, most))
     longest = int(checkpoint.config.get("max_position_embeddings", checkpoint.config.get("n_positions", LONGEST_WINDOW)))
     given = _tokens(source)
     if given is not None:
-        return Windows(_checked(given, checkpoint, longest), False, _name(source))
+        return Windows(_spread(_checked(given, checkpoint, longest), most), False, _name(source))
     length = min(length or LONGEST_WINDOW, longest)
     tokenizer = tokenizer_of(checkpoint)
     first = _first(tokenizer)
@@ -64,9 +70,14 @@ def windows_of(checkpoint: Checkpoint, source: Any, *, length: int | None = None
     count = len(ids) // step
     cut = torch.tensor(ids[: count * step]).reshape(count, step)
     whole = torch.cat([torch.tensor(first, dtype=torch.int64).expand(count, -1), cut], 1)
-    if most is not None and count > most:
-        whole = whole[torch.linspace(0, count - 1, most).round().long()]
-    return Windows(whole, bool(first), _name(source))
+    return Windows(_spread(whole, most), bool(first), _name(source))
+
+
+def _spread(windows: Tensor, most: int | None) -> Tensor:
+    """At most so many of them, from the first to the last."""
+    if most is None or len(windows) <= most:
+        return windows
+    return windows[torch.linspace(0, len(windows) - 1, most).round().long()]
 
 
 def tokenizer_of(checkpoint: Checkpoint) -> Any:

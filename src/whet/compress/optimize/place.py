@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from whet.compress.artifacts import MODEL_NAME, read_artifact
+from whet.compress.artifacts import read_artifact
 from whet.compress.report import write_report
 from whet.core.artifact import MANIFEST_NAME
 from whet.core.errors import Refused
@@ -70,7 +70,7 @@ def written(outcome: Outcome, folder: Path) -> Outcome:
             for file in sorted(made.iterdir()):  # copytree would wrap a full disk into an error without a number
                 shutil.copyfile(file, best / file.name)
         write_file(folder / "recipe.toml", trial.recipe.to_text())
-        shipped = tuple(replace(each, path=f"best/{MODEL_NAME}") if each is trial else each for each in outcome.trials)
+        shipped = tuple(replace(each, path=f"best/{Path(trial.path).name}") if each is trial else each for each in outcome.trials)
         outcome = replace(outcome, trials=shipped)
     else:
         _take_away(folder)

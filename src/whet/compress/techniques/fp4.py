@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
-from whet.compress.codebook import coded, where_misread
+from whet.compress.codebook import coded
 from whet.compress.technique import Change, Foresight, LayerView, Search
+from whet.compress.techniques import nf4
 from whet.core.errors import Refused
 from whet.core.inventory import Layer
 from whet.core.target import Target
-
-# A table of tokens stays: bitsandbytes has code books for linear layers alone. Graphs have none of these operators.
-OPS = frozenset({"Linear", "Head"})
 
 
 def fp4(layer: LayerView, target: Target, *,
@@ -34,7 +33,6 @@ def fp4(layer: LayerView, target: Target, *,
 
 
 def foresee(layer: Layer, target: Target, *, block: int = 64, double: bool = True) -> Foresight:
-    """The linear layers of language models."""
-    if layer.op not in OPS or len(layer.weight_shape) != 2:
-        return Foresight(False, note="code books are for the linear layers of language models; weight_only has 4 bits for others")
-    return Foresight(True, "fp4", "float32", 4, block, "bitsandbytes", where_misread(layer.weight_shape[0], layer.weight_shape[1], block))
+    """Where ``nf4`` would."""
+    found = nf4.foresee(layer, target, block=block, double=double)
+    return replace(found, weights="fp4") if found.applies else found

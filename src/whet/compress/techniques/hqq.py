@@ -14,8 +14,6 @@ from whet.compress.weight_search import grouped
 from whet.core.inventory import Layer
 from whet.core.target import Target
 
-BY_ROWS = True
-
 
 def hqq(layer: LayerView, target: Target, *,
         bits: Annotated[int, Search(4, 2, 3, 5, 6, 7, 8, help="bits a weight")] = 4,

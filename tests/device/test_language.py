@@ -123,6 +123,28 @@ def test_more_than_there_is_room_for_is_refused(stories: Path) -> None:
         model.read([])
 
 
+@pytest.mark.parametrize(
+    ("others", "threads", "expected"),
+    [(0.0, None, "awake"), (0.6, None, "asleep"), (0.4, 2, "awake"), (0.6, 2, "asleep"), (1.4, 1, "awake"), (1.6, 1, "asleep"),
+     (None, 2, "awake")],
+)
+def test_threads_wait_awake_where_their_cores_are_free(monkeypatch: pytest.MonkeyPatch, others: float | None, threads: int | None,
+                                                       expected: str) -> None:
+    monkeypatch.setattr(decoders, "others_running", lambda: others)
+    monkeypatch.setattr(decoders, "usable_cores", lambda: 2)
+    assert decoders.waiting("auto", threads) == expected
+    assert [decoders.waiting(way, threads) for way in ("awake", "asleep")] == ["awake", "asleep"]
+    with pytest.raises(Refused, match="auto, awake or asleep"):
+        decoders.waiting("standing")
+
+
+@pytest.mark.parametrize("way", ["awake", "asleep"])
+def test_the_session_waits_as_was_asked(stories: Path, way: str) -> None:
+    found = OnnxDecoder(open_folder(stories), capacity=8, threads=2, wait=way)
+    entry = found._session.get_session_options().get_session_config_entry("session.intra_op.allow_spinning")
+    assert (found.wait, entry) == (way, {"awake": "1", "asleep": "0"}[way])
+
+
 # -- generate -------------------------------------------------------------------------------------------------------------------
 
 

@@ -138,3 +138,17 @@ def test_a_stamp_takes_the_time_that_is_given() -> None:
     assert stamp("2026-01-02T03:04:05Z").at == "2026-01-02T03:04:05Z"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", stamp().at)
     assert stamp().device == describe().label
+
+
+@pytest.mark.parametrize(
+    ("told", "others"), [("0.5 0.4 0.3 4/116 17739", 3.0), ("9 9 9 1/20 3", 0.0), ("", None), ("0.1 0.2", None), ("a b c d e", None)]
+)
+def test_threads_of_others_are_counted_without_the_one_that_asks(tmp_path: Path, told: str, others: float | None) -> None:
+    root = write(tmp_path, {"proc/loadavg": told})
+    assert machine.others_running(root, pause_s=0.0) == others
+
+
+def test_threads_of_others_are_the_mean_of_some_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, {"proc/loadavg": "0 0 0 1/9 1"}) / "proc/loadavg"
+    monkeypatch.setattr(machine, "sleep", lambda _: path.write_text("0 0 0 5/9 1"))
+    assert machine.others_running(tmp_path, looks=4) == pytest.approx(3.0)  # 0, 4, 4, 4

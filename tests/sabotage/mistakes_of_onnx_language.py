@@ -93,6 +93,13 @@ MISTAKES = (
             LANGUAGE, "holds_no_more"),
     Mistake("the prompt counts in the text's speed", f"{DEVICE}/generate.py", "first, rest = sum(self._seconds[:1]), self._seconds[1:]",
             "first, rest = sum(self._seconds[:0]), self._seconds", LANGUAGE, "how_it_went"),
+    Mistake("threads awake where cores are taken", f"{DEVICE}/decoder.py", "> cores + _FREE", "> 2 * cores + _FREE", LANGUAGE,
+            "wait_awake"),
+    Mistake("all threads taken for one", f"{DEVICE}/decoder.py", "others + (threads or cores)", "others + 1", LANGUAGE, "wait_awake"),
+    Mistake("awake whatever was asked", f"{DEVICE}/decoder.py", "_SPINNING: WAITING[self.wait]", '_SPINNING: "1"', LANGUAGE,
+            "as_was_asked"),
+    Mistake("the one that asks counted as another", "device/machine.py", '.partition("/")[0]) - 1)', '.partition("/")[0]))',
+            "device/test_machine.py", "of_others"),
     Mistake("the terminal obeys the model", "cli/run.py", 'sys.stdout.write(_UNFIT.sub("\\ufffd", piece))', "sys.stdout.write(piece)",
             RUN, "obey"),
 )

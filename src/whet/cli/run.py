@@ -32,9 +32,11 @@ _WHY = {"end": "the model ended the text", "length": "--max-tokens reached", "co
               help="Draw from the likeliest that share P of the probability.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Of the drawing.")
 @options.threads
+@click.option("--wait", type=click.Choice(("auto", "awake", "asleep")), default="auto", show_default=True,
+              help="How threads wait for each other: awake is faster where nothing else runs, asleep where something does.")  # fmt: skip
 @options.standard
 def command(screen: Screen, model: str, prompt: str, max_tokens: int, temperature: float, top_k: int, top_p: float, seed: int,
-            threads: int | None) -> None:  # fmt: skip
+            threads: int | None, wait: str) -> None:  # fmt: skip
     """Have the language model MODEL write on from a prompt, and tell how fast it did.
 
     MODEL is a folder that `whet export --to onnx` wrote, or a .gguf file. It runs without PyTorch.
@@ -47,7 +49,7 @@ def command(screen: Screen, model: str, prompt: str, max_tokens: int, temperatur
 
     with screen.working():
         writing = generate(model, prompt, max_tokens=max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-                           threads=threads)  # fmt: skip
+                           threads=threads, wait=wait)  # fmt: skip
     if screen.as_json:
         text = "".join(writing)
         return screen.document({"prompt": prompt, "text": text, **writing.generation.to_plain()})

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,22 @@ def usable_cores(root: Path = ROOT) -> int:
     cores = len({_core_of(root, cpu) for cpu in _allowed_cpus()})
     quota = _quota_cores(root)
     return max(1, min(cores, int(quota)) if quota else cores)
+
+
+def others_running(root: Path = ROOT, *, looks: int = 10, pause_s: float = 0.002) -> float | None:
+    """How many threads besides the one that asks want a processor now: the mean of some looks at /proc/loadavg, in 20 ms.
+
+    In a container these are the threads of the whole machine. None where the system does not tell.
+    """
+    found = []
+    for look in range(looks):
+        if look:
+            sleep(pause_s)
+        running = _read(root / "proc/loadavg").split()
+        if len(running) < 4 or not running[3].partition("/")[0].isdigit():
+            return None
+        found.append(int(running[3].partition("/")[0]) - 1)
+    return max(0.0, sum(found) / looks)
 
 
 def _allowed_cpus() -> set[int]:

@@ -13,21 +13,40 @@ from numpy.typing import NDArray
 
 from whet.core.errors import Refused, Unsupported
 from whet.device.language.folder import CONFIG_NAME, ModelFolder
+from whet.device.machine import others_running, usable_cores
 from whet.device.session import explain, open_session
 
 _CPU = ("cpu", 0)
-# A token is some sixty short products. Threads that wait for the next one awake are a little faster where nothing else runs, and several
-# times slower where something does: they have used up their share of the processor by the time they are needed (docs/run.md).
-_WAITING = {"session.intra_op.allow_spinning": "0"}
+# A token is some sixty short products. Threads that wait for the next one awake are half as fast again where nothing else runs, and half as
+# fast where something does: they have used up their share of the processor by the time they are needed (docs/run.md).
+WAITING = {"awake": "1", "asleep": "0"}
+_SPINNING = "session.intra_op.allow_spinning"
+_FREE = 0.5  # of a processor that others may want while threads wait awake
 # A prompt goes in so many tokens at a time: the logits of each are [tokens, vocabulary], 50 MB here with 50,000 words.
 CHUNK = 256
 
 
-class OnnxDecoder:
-    """Reads tokens and gives the logits of the next one. capacity: the most tokens that its memory holds."""
+def waiting(asked: str, threads: int | None = None) -> str:
+    """How threads wait for each other: "awake" or "asleep". "auto" is awake where the cores that they need are free at this moment.
 
-    def __init__(self, where: ModelFolder, *, capacity: int, threads: int | None = None, options: Mapping[str, str] | None = None) -> None:
-        self._session = open_session(where.model, threads=threads, options={**_WAITING, **(options or {})})
+    threads: None is every physical core. Raises Refused for another word.
+    """
+    if asked != "auto" and asked not in WAITING:
+        raise Refused(f"wait {asked!r}", found="no such way", do=f"choose auto, {' or '.join(WAITING)}")
+    if asked != "auto":
+        return asked
+    others, cores = others_running(), usable_cores()
+    busy = others is not None and others + (threads or cores) > cores + _FREE
+    return "asleep" if busy else "awake"
+
+
+class OnnxDecoder:
+    """Reads tokens and gives the logits of the next one. capacity: the most tokens that its memory holds. wait: as ``waiting`` takes it."""
+
+    def __init__(self, where: ModelFolder, *, capacity: int, threads: int | None = None, wait: str = "auto",
+                 options: Mapping[str, str] | None = None) -> None:  # fmt: skip
+        self.wait = waiting(wait, threads)
+        self._session = open_session(where.model, threads=threads, options={_SPINNING: WAITING[self.wait], **(options or {})})
         self._where, self.length = where, 0
         self._binding = self._session.io_binding()
         shape = (1, where.kv_heads, capacity, where.head_size)

@@ -73,12 +73,14 @@ def generate(
     top_p: float = 1.0,
     seed: int = 0,
     threads: int | None = None,
+    wait: str = "auto",
 ) -> Writing:
     """Write on from ``prompt`` with the model in ``folder`` (as `whet export --to onnx` writes it), or with a .gguf file.
 
-    temperature 0 takes the likeliest token each time; seed: for the others. threads: None is every physical core. The model is loaded and
-    checked before this returns; the prompt is read when the first piece is asked for. Raises Refused for a prompt that is empty or
-    too long, for a missing tokenizer or package; Unsupported where the model cannot be run.
+    temperature 0 takes the likeliest token each time; seed: for the others. threads: None is every physical core. wait: "awake" keeps
+    threads that wait for each other spinning, "asleep" lets them sleep, "auto" looks whether other programs need the cores; llama.cpp
+    has its own way. The model is loaded and checked before this returns; the prompt is read when the first piece is asked for.
+    Raises Refused for a prompt that is empty or too long, for a missing tokenizer or package; Unsupported where the model cannot be run.
     """
     sampling = Sampling(temperature, top_k, top_p)
     if max_tokens < 1:
@@ -94,7 +96,7 @@ def generate(
         raise Refused("write on from an empty prompt", found="this model has no token for a beginning", do="give a prompt")
     if len(tokens) >= where.context:
         raise Refused("read the prompt", found=f"{len(tokens)} tokens, and the model holds {where.context}", do="give a shorter prompt")
-    decoder = OnnxDecoder(where, capacity=min(len(tokens) + max_tokens, where.context), threads=threads)
+    decoder = OnnxDecoder(where, capacity=min(len(tokens) + max_tokens, where.context), threads=threads, wait=wait)
     steps = _steps(decoder, tokens, where.ends, Pieces(tokenizer, tokens), sampling, np.random.default_rng(seed), max_tokens)
     return Writing(len(tokens), steps)
 

@@ -64,7 +64,8 @@ def _normalised(model: ir.Model, *, fold: _Foldable | None) -> ir.Model:
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(new)
     if fold is not None:
         optimizer.fold_constants(new, input_size_limit=_LARGE_ELEMENTS, output_size_limit=_LARGE_ELEMENTS, should_fold=fold)
-        new = new.clone()  # the dead branch of an If that was decided goes on counting as a reader of weights; a copy forgets it
+        if any(node.op_type == "If" for node in model.graph.all_nodes()):
+            new = new.clone()  # the dead branch of one that was decided goes on counting as a reader of weights; a copy forgets it
     for graph in (new.graph, *new.graph.subgraphs()):
         _drop_identities(graph)
     passes.RemoveUnusedNodesPass()(new)

@@ -62,16 +62,22 @@ def graphs_of(node: ir.Node) -> list[tuple[str, ir.Graph]]:
 
 def skeleton(model: ir.Model) -> onnx.ModelProto:
     """The model without its weights (those over 1 kB become inputs), for onnx's C++ functions, which take at most 2 GB."""
-    bare = model.clone()
-    for name, value in list(bare.graph.initializers.items()):
-        tensor = value.const_value
-        if tensor is None or tensor.nbytes > _SMALL_BYTES or tensor.dtype == ir.DataType.STRING:
-            value.const_value = None
-            bare.graph.initializers.pop(name)
-            bare.graph.inputs.append(value)
-        elif isinstance(tensor, ir.ExternalTensor):
-            value.const_value = ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=name)
-    return ir.to_proto(bare)
+    stored = model.graph.initializers
+    heavy = {name: value for name, value in stored.items() if _is_heavy(value.const_value)}
+    light = [value for name, value in stored.items() if name not in heavy]
+    bare = ir.GraphView([*model.graph.inputs, *heavy.values()], model.graph.outputs, nodes=tuple(model.graph), name=model.graph.name)
+    proto = onnx.ModelProto(ir_version=model.ir_version)
+    for domain, version in model.opset_imports.items():
+        proto.opset_import.add(domain=domain, version=version)
+    ir.serde.serialize_graph_into(proto.graph, bare)
+    for value in light:  # read, for a weight in another file would be named by its place there
+        tensor = ir.Tensor(value.const_value.numpy(), name=value.name, dtype=value.const_value.dtype)
+        ir.serde.serialize_tensor_into(proto.graph.initializer.add(), tensor)
+    return proto
+
+
+def _is_heavy(tensor: ir.TensorProtocol | None) -> bool:
+    return tensor is None or tensor.nbytes > _SMALL_BYTES or tensor.dtype == ir.DataType.STRING
 
 
 def check_schemas(model: ir.Model, asked: str) -> None:

@@ -17,6 +17,7 @@ import difflib
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +71,12 @@ def host(machine: Machine | None = None) -> Target:
         from whet.device.machine import describe  # it imports onnxruntime, which a look at the other tables needs not
 
         machine = describe()
+    return _host_on(machine)
+
+
+@lru_cache(maxsize=4)
+def _host_on(machine: Machine) -> Target:
+    """Kept, for a table takes a millisecond to read, and every call of the library asks for it."""
     kind = kind_of(machine.arch, machine.isa)
     table = _built_in(kind)
     own = {

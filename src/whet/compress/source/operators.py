@@ -69,9 +69,9 @@ def skeleton(model: ir.Model) -> onnx.ModelProto:
     proto = onnx.ModelProto(ir_version=model.ir_version)
     for domain, version in model.opset_imports.items():
         proto.opset_import.add(domain=domain, version=version)
-    ir.serde.serialize_graph_into(proto.graph, bare)
+    ir.serde.serialize_graph_into(proto.graph, bare)  # type: ignore[arg-type]  # its own view does not fit its own protocol
     for value in light:  # read, for a weight in another file would be named by its place there
-        tensor = ir.Tensor(value.const_value.numpy(), name=value.name, dtype=value.const_value.dtype)
+        tensor = ir.Tensor(value.const_value.numpy(), name=value.name, dtype=value.const_value.dtype)  # type: ignore[union-attr]
         ir.serde.serialize_tensor_into(proto.graph.initializer.add(), tensor)
     return proto
 

@@ -33,7 +33,7 @@ def test_moving_factors_changes_nothing_however_norms_are_stored(models: Models,
     random, skeleton = torch.Generator().manual_seed(0), Skeleton(checkpoint)
     skeleton.block(0)
     block, hidden = BlockAtWork(skeleton, 0), torch.randn(2, 9, WIDTH, generator=random)
-    moved = [readers for readers in block.readers if movable(block, readers)]
+    moved = [readers for readers in block.readers if movable(checkpoint, readers)]
     assert moved
     for readers in moved:
         before, weight = block.run(hidden), block.weight(readers.layers[0])

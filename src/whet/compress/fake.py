@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from whet.compress.grid import Grid
+from whet.compress.grid import Grid, fake_quantise, token_grid
 
 
 def on_grid(values: Tensor, grid: Grid) -> Tensor:
@@ -24,6 +26,25 @@ def on_learned_grid(values: Tensor, step: Tensor, grid: Grid) -> Tensor:
     zero = torch.as_tensor(grid.zero_point, dtype=torch.float32).reshape(1)
     fake: Tensor = torch._fake_quantize_learnable_per_tensor_affine(values, step.reshape(1), zero, grid.lowest, grid.highest, 1.0)
     return fake
+
+
+def by_token(inputs: Tensor) -> Tensor:
+    """What a layer reads, float32 [..., in], as it comes back from the int8 grid of each token. Gradients go straight through."""
+    flat = inputs.detach().reshape(-1, inputs.shape[-1]).numpy()
+    found: Tensor = _Through.apply(inputs, torch.from_numpy(fake_quantise(flat, token_grid(flat))).reshape(inputs.shape))
+    return found
+
+
+class _Through(torch.autograd.Function):
+    """Gives the second tensor, and takes its gradient for that of the first."""
+
+    @staticmethod
+    def forward(ctx: Any, exact: Tensor, rounded: Tensor) -> Tensor:
+        return rounded.view_as(rounded)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 def to_codes_(values: Tensor, scale: Tensor, zero: Tensor, lowest: int, highest: int) -> Tensor:

@@ -128,6 +128,17 @@ def weight_grid(weight: Array, *, bits: int, symmetric: bool = True, axis: int |
     return Grid(bits, symmetric, scale, zero, axis, block)
 
 
+def token_grid(inputs: Floats) -> Grid:
+    """The grid of what a layer reads, [tokens, in]: int8, symmetric, the scale of a token being its widest number / 127.5.
+
+    So the compressed-tensors package rounds inputs that are "dynamic" for each "token" (quantization/utils/helpers.py, calculate_qparams):
+    all 256 codes are used, and a positive end loses half a step. vLLM's kernel divides by 127. Raises Refused on NaN or infinity.
+    """
+    widest = np.abs(inputs).max(axis=1, initial=0)
+    scale = np.where(widest <= SMALLEST_SCALE, np.float32(1), widest / np.float32(127.5))
+    return Grid(8, True, scale, np.zeros(len(inputs), np.int32), 0)
+
+
 def quantise(values: Array, grid: Grid) -> Quantised:
     """Each value to the code of the nearest point of the grid; ties to even codes, values outside to the ends."""
     width = np.int16 if grid.bits > 8 else np.int8

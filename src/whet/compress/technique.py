@@ -168,9 +168,19 @@ class Technique:
 LANGUAGE_OPS = frozenset({"Linear", "Embedding", "Head"})
 
 
-def rounded_matrix(bits: int, block: int, symmetric: bool) -> Foresight:
-    """What becomes of such a layer where its weights are rounded: codes are packed whatever their bits, and scales are float16."""
+def rounded_matrix(bits: int, block: int, symmetric: bool, activations: int = 0) -> Foresight:
+    """What becomes of such a layer where its weights are rounded: codes are packed whatever their bits, and scales are float16.
+    activations: bits of the inputs, which are rounded as they come; the codes of such a layer are whole bytes.
+    """
+    if activations and (bits != 8 or not symmetric):
+        return Foresight(False, note="int8 activations go with weights of 8 symmetric bits: no format holds others for integer products")
+    if activations:
+        return Foresight(True, "int8", "int8", bits, block, "int8 codes, int8 inputs")
     return Foresight(True, f"{'' if symmetric else 'u'}int{bits}", "float32", bits, block, "packed codes")
+
+
+# Why a layer's inputs are not rounded as they come: in graphs ``static`` and ``dynamic`` do that.
+NOT_BY_TOKEN = "activations = 8 is for the linear layers in the blocks of language models; in graphs static and dynamic round activations"
 
 
 @cache

@@ -73,7 +73,7 @@ def apply_to_checkpoint(checkpoint: Checkpoint, recipe: Recipe, target: Target, 
             if windows is None:
                 _layer_by_layer(checkpoint, steps, layouts, target, destination)
             else:
-                _block_by_block(checkpoint, [each for each in steps if each.used.view is not Whole], target, windows, destination)
+                _block_by_block(checkpoint, [each for each in steps if each.used.view is not Whole], layouts, target, windows, destination)
                 tune_whole(checkpoint, steps, layouts, target, windows, destination)
         finally:
             destination.close()
@@ -104,7 +104,7 @@ def _outside_blocks(checkpoint: Checkpoint, steps: Sequence[Resolved], layouts: 
     taken: set[str] = set()
     for layer in (name for name in layouts if not name.startswith(inside)):
         with _told_by_name(checkpoint, layer):
-            destination.put(_stored(checkpoint, layer, _rounded(checkpoint, layer, steps, target)))
+            destination.put(_stored(checkpoint, layer, _rounded(checkpoint, layer, steps, target), layouts[layer]))
         checkpoint.forget(layer)
         taken |= _owned(checkpoint, layer)
     for name in checkpoint.entries:
@@ -118,7 +118,7 @@ def _module(checkpoint: Checkpoint, module: str, steps: Sequence[Resolved], layo
     names = checkpoint.names_under(module)
     owners = {layer: _owned(checkpoint, layer) for layer in layouts if layer == module or layer.startswith(f"{module}.")}
     for layer in owners:
-        destination.put(_stored(checkpoint, layer, _rounded(checkpoint, layer, steps, target)))
+        destination.put(_stored(checkpoint, layer, _rounded(checkpoint, layer, steps, target), layouts[layer]))
         checkpoint.forget(layer)
     taken = {name for own in owners.values() for name in own}
     destination.put({name: checkpoint.tensor(name) for name in names if name not in taken})
@@ -163,15 +163,15 @@ def _rounded(checkpoint: Checkpoint, layer: str, steps: Sequence[Resolved], targ
     return made(checkpoint.weight(layer).numpy())
 
 
-def _stored(checkpoint: Checkpoint, layer: str, made: Quantised | Coded | Array) -> dict[str, Tensor]:
+def _stored(checkpoint: Checkpoint, layer: str, made: Quantised | Coded | Array, layout: Layout | str) -> dict[str, Tensor]:
     if isinstance(made, Quantised | Coded):
-        return stored.tensors(layer, made)
+        return stored.tensors(layer, made, layout.activations if isinstance(layout, Layout) else 0)
     plain = torch.from_numpy(made)
     return {f"{layer}.weight": plain.t().contiguous() if checkpoint.is_transposed(layer) else plain}
 
 
-def _block_by_block(checkpoint: Checkpoint, steps: Sequence[Resolved], target: Target, windows: Windows,
-                    destination: Destination) -> None:
+def _block_by_block(checkpoint: Checkpoint, steps: Sequence[Resolved], layouts: Mapping[str, Layout | str], target: Target,
+                    windows: Windows, destination: Destination) -> None:
     """Each block with what the blocks before it, as they are now, make of the calibration text."""
     skeleton = Skeleton(checkpoint)
     shape = (len(windows), windows.length, checkpoint.size(checkpoint.family.embedding)[1])
@@ -196,7 +196,7 @@ def _block_by_block(checkpoint: Checkpoint, steps: Sequence[Resolved], target: T
             for each in steps:
                 own = {name: options for name, options in each.options.items() if name.startswith(f"{block.name}.")}
                 SHOWS[each.used.view.__name__](block, each.used, own, target, flow)
-            destination.put(_of_block(block))
+            destination.put(_of_block(block, layouts))
             _through(block, now, then)
             destination.finished(index + 1)
             destination.settle()  # the next block writes over what this one has read
@@ -225,13 +225,13 @@ def _looks_back(steps: Sequence[Resolved]) -> bool:
     return any(each.used.view is Block for each in steps)
 
 
-def _of_block(block: BlockAtWork) -> dict[str, Tensor]:
+def _of_block(block: BlockAtWork, layouts: Mapping[str, Layout | str]) -> dict[str, Tensor]:
     """The tensors of a block as they are to be stored."""
     checkpoint = block.skeleton.checkpoint
     taken = {name for layer in block.rounded for name in _owned(checkpoint, layer)}
     made = {name: block.plain.get(name, checkpoint.tensor(name)) for name in checkpoint.names_under(block.name) if name not in taken}
     for layer, weight in block.rounded.items():
-        made |= _stored(checkpoint, layer, weight)
+        made |= _stored(checkpoint, layer, weight, layouts[layer])
     return made
 
 

@@ -81,8 +81,9 @@ class BlockAtWork:
         return LayerView(self.whole(layer), "Linear", self.weight(layer).contiguous().numpy(), None if bias is None else bias.numpy(),
                          scales=SCALES)
 
-    def put(self, layer: str, made: Quantised | Coded | Array) -> None:
-        """The rounded weight in the place of the one before."""
+    def put(self, layer: str, made: Quantised | Coded | Array, activations: int = 0) -> None:
+        """The rounded weight in the place of the one before. activations: how the layer reads its inputs from now on (``Layout``)."""
+        self.skeleton.round_inputs(self.whole(layer), activations)
         if self.more:
             self._floats[layer] = self.weight(layer)
         self.rounded[self.whole(layer)] = made
@@ -95,6 +96,7 @@ class BlockAtWork:
         """Other float numbers [out, in] in the place of those before. The layer is stored in float if nothing rounds it."""
         self._floats.pop(layer, None)
         self.rounded.pop(self.whole(layer), None)
+        self.skeleton.round_inputs(self.whole(layer), 0)
         name = f"{self.whole(layer)}.weight"
         transposed = self.skeleton.checkpoint.family.transposed
         self.plain[name] = (weight.t() if transposed else weight).to(self.skeleton.checkpoint.dtype).contiguous()

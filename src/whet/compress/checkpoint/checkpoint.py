@@ -241,3 +241,16 @@ def _check_rounded(made: Checkpoint) -> None:
         if missing:
             raise Unsupported(f"open {made.folder}", do="give the original model",
                               found=f"no {missing[0]}, and config.json says that {layer} is rounded; another tool may have done that")
+        if layout.activations:
+            _check_bytes(made, layer, layout)
+
+
+def _check_bytes(made: Checkpoint, layer: str, layout: Layout) -> None:
+    """Raises Unsupported where codes of a byte each, or their scales, are not of the dtype and shape that they should have."""
+    codes = made.entries[f"{layer}.weight"][1]
+    rows, columns = codes.shape if len(codes.shape) == 2 else (0, 0)
+    for wanted in stored.shapes(layer, (rows, columns), layout):
+        entry = made.entries[wanted.name][1]
+        if (entry.dtype, entry.shape) != (wanted.dtype, wanted.shape):
+            raise Unsupported(f"open {made.folder}", do="give the original model",
+                              found=f"{wanted.name} of {entry.dtype} {list(entry.shape)}, where Whet writes {wanted.dtype}")

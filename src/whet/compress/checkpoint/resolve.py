@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from whet.compress.checkpoint.checkpoint import Checkpoint
 from whet.compress.checkpoint.layers import LINEAR, weighted
-from whet.compress.checkpoint.shows import SHOWS
+from whet.compress.checkpoint.shows import SHOWS, movable
 from whet.compress.checkpoint.stored import Layout, shapes
 from whet.compress.checkpoint.tensor_files import NAMES
 from whet.compress.checkpoint.tensor_writer import Shape
 from whet.compress.technique import Foresight, Technique, technique
-from whet.compress.views import Whole
+from whet.compress.views import SharedInput, Whole
 from whet.core.errors import Refused, Unsupported
 from whet.core.inventory import Layer
 from whet.core.recipe import Recipe, Step, matched
@@ -42,7 +42,9 @@ def resolve(checkpoint: Checkpoint, recipe: Recipe, target: Target) -> list[Reso
     layers = {layer.name: layer for layer in weighted(checkpoint)}
     found: list[Resolved] = []
     for step in recipe.steps:
-        each = _resolved(step if step.layers != ("*",) else replace(step, layers=(f"op:{LINEAR}",)), layers, target)
+        each = _resolved(checkpoint, step if step.layers != ("*",) else replace(step, layers=(f"op:{LINEAR}",)), layers, target)
+        if each.used.view is SharedInput:
+            _check_in_float(checkpoint, each, found)
         if found and found[-1].used is each.used and not found[-1].options.keys() & each.options.keys():
             found[-1] = replace(found[-1], options={**found[-1].options, **each.options},
                                 foresights={**found[-1].foresights, **each.foresights})
@@ -51,19 +53,44 @@ def resolve(checkpoint: Checkpoint, recipe: Recipe, target: Target) -> list[Reso
     return _tuned_last(checkpoint, found)
 
 
-def _resolved(step: Step, layers: Mapping[str, Layer], target: Target) -> Resolved:
+def _resolved(checkpoint: Checkpoint, step: Step, layers: Mapping[str, Layer], target: Target) -> Resolved:
     used = technique(step.technique)
     options = used.checked(step.options)
     names = matched(step, layers.values())
     if used.view.__name__ not in SHOWS and used.view is not Whole:
         raise Unsupported(f"apply {used.name} to a language model", found="it works on graphs", do="export the model to ONNX and give that")
     foresights = {name: used.foresee(layers[name], target, **options) for name in names}
+    if used.view is SharedInput:
+        foresights |= {name: Foresight(False, note=why) for name, why in _left_alone(checkpoint, names).items()}
     ready = {name: options for name, found in foresights.items() if found.applies}
     if not ready:
         reasons = "; ".join(sorted({found.note for found in foresights.values()})[:3])
         raise Unsupported(f"apply {used.name} to {', '.join(names[:3])}", found=reasons or "it does not apply",
                           do="choose other layers or another technique")
     return Resolved(step, used, ready, foresights)
+
+
+def _left_alone(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, str]:
+    """Of the linear layers in blocks that are named, those whose inputs take no factors, and why."""
+    found: dict[str, str] = {}
+    for block in map(checkpoint.block_name, range(checkpoint.block_count)):
+        for readers in checkpoint.family.readers:
+            own = [f"{block}.{layer}" for layer in readers.layers]
+            if not movable(checkpoint, readers):
+                found |= dict.fromkeys(own, "nothing in front of it takes a factor for each of its inputs")
+            elif missing := [name.removeprefix(f"{block}.") for name in own if name not in names]:
+                found |= dict.fromkeys(own, f"{missing[0]} reads the same tensor and would have to change with it: name that too")
+    return {name: why for name, why in found.items() if name in names}
+
+
+def _check_in_float(checkpoint: Checkpoint, step: Resolved, before: Sequence[Resolved]) -> None:
+    """Raises Refused where a step that multiplies float weights comes behind one that rounds weights."""
+    asked = f"apply {step.used.name}"
+    if checkpoint.layouts:
+        raise Refused(asked, found="weights that are rounded already", do="begin with the float model")
+    rounds = (each.used.name for each in before if any(found.applies and not found.adjusts for found in each.foresights.values()))
+    if behind := next(rounds, None):
+        raise Refused(f"{asked} behind {behind}", found="weights that are rounded by then", do=f"put {step.used.name} before {behind}")
 
 
 def _tuned_last(checkpoint: Checkpoint, steps: list[Resolved]) -> list[Resolved]:
@@ -113,7 +140,8 @@ def _layout(foresight: Foresight, options: Mapping[str, Any]) -> Layout | str:
         return kind
     if kind in ("nf4", "fp4"):
         return Layout(kind, 4, foresight.block, double=bool(options.get("double", False)))
-    return Layout("int", foresight.bits, foresight.block, not kind.startswith("u"))
+    activations = 8 if foresight.activations == "int8" else 0
+    return Layout("int", foresight.bits, foresight.block, not kind.startswith("u"), activations=activations)
 
 
 def tensors_of(checkpoint: Checkpoint, found: Mapping[str, Layout | str]) -> list[Shape]:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from whet.compress.checkpoint.block import BlockAtWork
+from whet.compress.checkpoint.checkpoint import Checkpoint
 from whet.compress.checkpoint.families import Readers
 from whet.compress.checkpoint.hidden import Hidden
 from whet.compress.column_rounding import add_moments, mirrored
 from whet.compress.grid import Quantised
 from whet.compress.technique import Change, Technique
-from whet.compress.views import Block, GramView, Learned, Scaled, SharedGram
+from whet.compress.views import Block, GramView, Learned, Scaled, Scales, SharedGram, SharedInput
 from whet.core.target import Target
 
 Options = Mapping[str, Mapping[str, Any]]
@@ -57,7 +58,7 @@ def together(block: BlockAtWork, used: Technique, options: Options, target: Targ
     that are rounded too; then each is rounded as it stands.
     """
     for readers, chosen in _chosen(block, options):
-        if chosen == list(readers.layers) and movable(block, readers):
+        if chosen == list(readers.layers) and movable(block.skeleton.checkpoint, readers):
             found: Scaled = used.apply(_shared(block, readers, chosen, flow, True), target, **options[block.whole(chosen[0])])
             if found.factors is not None:
                 move(block, readers, torch.from_numpy(found.factors))
@@ -104,8 +105,30 @@ def as_a_whole(block: BlockAtWork, used: Technique, options: Options, target: Ta
         block.put(layer, learned.weights[block.whole(layer)])
 
 
+def evened(block: BlockAtWork, used: Technique, options: Options, target: Target, flow: Flow) -> None:
+    """Layers that read one tensor, together, with the peaks of its channels: factors for them go into what makes the tensor. ``resolve``
+    chose all layers of each tensor, and those alone whose tensor takes factors.
+    """
+    for readers, chosen in _chosen(block, options):
+        peaks = _peaks(block, readers, flow.now)
+        view = SharedInput(block.whole(chosen[0]), tuple(block.view(layer) for layer in chosen), peaks.numpy())
+        factors: Scales = used.apply(view, target, **options[block.whole(chosen[0])])
+        move(block, readers, torch.from_numpy(factors))
+
+
+def _peaks(block: BlockAtWork, readers: Readers, hidden: Iterable[Tensor]) -> Tensor:
+    """[in] the largest |x| of each channel of what the readers read."""
+    found = torch.zeros(block.weight(readers.layers[0]).shape[1])
+
+    def widen(inputs: Tensor) -> None:
+        torch.maximum(found, inputs.abs().amax(0), out=found)
+
+    block.inputs(readers.layers[0], hidden, widen)
+    return found
+
+
 SHOWS: Mapping[str, Show] = MappingProxyType({"LayerView": layer_by_layer, "GramView": with_moments, "SharedGram": together,
-                                              "Block": as_a_whole})
+                                              "SharedInput": evened, "Block": as_a_whole})
 
 
 class Moments:
@@ -124,13 +147,15 @@ class Moments:
         self.rows += len(inputs)
 
 
-def movable(block: BlockAtWork, readers: Readers) -> bool:
+def movable(checkpoint: Checkpoint, readers: Readers) -> bool:
     """Whether factors for the channels of what the readers read can go into what makes it: a norm that feeds nobody else, or a layer with
     as many outputs.
     """
     if readers.norm:
-        return sum(readers.norm == each.norm for each in block.readers) == 1
-    return bool(readers.maker) and block.weight(readers.maker).shape[0] == block.weight(readers.layers[0]).shape[1]
+        return sum(readers.norm == each.norm for each in checkpoint.family.readers) == 1
+    first = checkpoint.block_name(0)
+    return bool(readers.maker) and (
+        checkpoint.size(f"{first}.{readers.maker}")[0] == checkpoint.size(f"{first}.{readers.layers[0]}")[1])
 
 
 def move(block: BlockAtWork, readers: Readers, factors: Tensor) -> None:
@@ -166,4 +191,4 @@ def _divide_bias(block: BlockAtWork, name: str, factors: Tensor) -> None:
 
 def _put(block: BlockAtWork, layer: str, change: Change) -> None:
     if change.weight is not None:
-        block.put(layer, change.weight)
+        block.put(layer, change.weight, activations=8 if change.compute == "dynamic" else 0)

@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from whet.compress.checkpoint.checkpoint import Checkpoint
+from whet.compress.fake import by_token
 from whet.core.errors import Refused
 
 
@@ -36,6 +38,7 @@ class Skeleton:
         check(self.model, checkpoint)
         self.blocks: nn.ModuleList = self.model.get_submodule(checkpoint.family.blocks)  # type: ignore[assignment]
         self._calls: dict[int, list[Call]] = {}
+        self._rounding: dict[str, RemovableHandle] = {}
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[n, length, width] float32: what enters the first block, of tokens [n, length]."""
@@ -58,11 +61,23 @@ class Skeleton:
         weights = self._weights([name for name in names if name not in stored], prefix)
         weights |= {name.removeprefix(prefix): self.checkpoint.tensor(name) for name in names if name in stored}
         block.load_state_dict(weights, assign=True)
+        for layer in self.checkpoint.block_layers(index):
+            layout = self.checkpoint.layouts.get(layer)
+            self.round_inputs(layer, layout.activations if layout else 0)
         return block.eval()
+
+    def round_inputs(self, layer: str, activations: int) -> None:
+        """From now on a linear layer reads its inputs as a ``Layout`` with these activations says: int8 for each token, or as they come."""
+        if layer in self._rounding:
+            self._rounding.pop(layer).remove()
+        if activations:
+            self._rounding[layer] = self.model.get_submodule(layer).register_forward_pre_hook(_by_token)
 
     def empty(self, index: int) -> None:
         """Take the weights of a block out again."""
         self.blocks[index].to("meta")
+        for layer in self.checkpoint.block_layers(index):
+            self.round_inputs(layer, 0)
         self.checkpoint.forget(self.checkpoint.block_name(index))
 
     def run(self, index: int, hidden: Tensor) -> Tensor:
@@ -171,6 +186,10 @@ class _Given(nn.Module):
 
     def forward(self, hidden: Tensor, *rest: Any, **named: Any) -> Tensor:
         return self._hidden
+
+
+def _by_token(module: nn.Module, read: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return (by_token(read[0]),)
 
 
 def check(model: nn.Module, checkpoint: Checkpoint) -> None:

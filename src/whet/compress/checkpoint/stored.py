@@ -1,26 +1,32 @@
 """How the rounded weight of a layer lies in a checkpoint: tensors of integers, their scales, and the words in config.json that say so.
 
 Integers lie as in the "pack-quantized" format of the compressed-tensors package, version 0.20 (compressors/pack_quantized/helpers.py),
-which transformers and vLLM read: codes counted from 0, bit after bit in int32, so that 3 bits take 3 (older versions left gaps). Numbers on
-a code book (NF4, FP4) lie as bitsandbytes stores its Params4bit.
+which transformers and vLLM read: codes counted from 0, bit after bit in int32, so that 3 bits take 3 (older versions left gaps). Where
+inputs are rounded too, they lie as in its "int-quantized" format: signed codes, a byte each. Numbers on a code book (NF4, FP4) lie as
+bitsandbytes stores its Params4bit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from whet.compress.checkpoint import bitsandbytes_layout
 from whet.compress.checkpoint.tensor_writer import Shape
 from whet.compress.codebook import Coded
-from whet.compress.grid import Array, Grid, Quantised, block_count
+from whet.compress.grid import Array, Floats, Grid, Quantised, block_count
 from whet.core.errors import Unsupported
 
 Read = Callable[[str], Tensor]
+# Inputs that are rounded as they come, with a scale for each token, in the words of compressed-tensors; and several formats in one model.
+_BY_TOKEN = MappingProxyType({"num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True})
+_MIXED = "mixed-precision"
 PIECE = 1 << 20  # codes that are packed at a time
 
 
@@ -29,7 +35,8 @@ class Layout:
     """How a weight [out, in] is stored.
 
     kind: "int", "nf4" or "fp4". group: numbers of a row that share a scale, 0 for the whole row. symmetric: no zero points are stored.
-    double: whether the scales of a code book are rounded too (QLoRA's double quantisation).
+    double: whether the scales of a code book are rounded too (QLoRA's double quantisation). activations: 8 where the layer reads its inputs
+    rounded to int8 for each token (``grid.token_grid``), which goes with 8 symmetric bits; 0 where it reads them as they come.
     """
 
     kind: str
@@ -37,13 +44,14 @@ class Layout:
     group: int = 0
     symmetric: bool = True
     double: bool = False
+    activations: int = 0
 
 
-def layout_of(weight: Quantised | Coded) -> Layout:
+def layout_of(weight: Quantised | Coded, activations: int = 0) -> Layout:
     """How a rounded weight will be stored."""
     if isinstance(weight, Coded):
         return Layout(weight.book, 4, weight.block, double=weight.double)
-    return Layout("int", weight.grid.bits, weight.grid.block, weight.grid.signed)
+    return Layout("int", weight.grid.bits, weight.grid.block, weight.grid.signed, activations=activations)
 
 
 def shapes(layer: str, size: tuple[int, int], layout: Layout) -> list[Shape]:
@@ -52,6 +60,8 @@ def shapes(layer: str, size: tuple[int, int], layout: Layout) -> list[Shape]:
         return bitsandbytes_layout.shapes(layer, size, kind=layout.kind, block=layout.group, double=layout.double)
     rows, columns = size
     groups, bits = block_count(columns, layout.group) if layout.group else 1, layout.bits
+    if layout.activations:
+        return [Shape(f"{layer}.weight", "I8", size), Shape(f"{layer}.weight_scale", "F16", (rows, groups))]
     found = [Shape(f"{layer}.weight_packed", "I32", (rows, words_for(columns, bits))),
              Shape(f"{layer}.weight_scale", "F16", (rows, groups))]
     if not layout.symmetric:
@@ -59,12 +69,14 @@ def shapes(layer: str, size: tuple[int, int], layout: Layout) -> list[Shape]:
     return [*found, Shape(f"{layer}.weight_shape", "I64", (2,))]
 
 
-def tensors(layer: str, weight: Quantised | Coded) -> dict[str, Tensor]:
-    """The same with the numbers in them."""
+def tensors(layer: str, weight: Quantised | Coded, activations: int = 0) -> dict[str, Tensor]:
+    """The same with the numbers in them, for a layer that reads ``activations`` (see ``Layout``)."""
     if isinstance(weight, Coded):
         return bitsandbytes_layout.tensors(layer, weight)
     grid, (rows, columns) = weight.grid, weight.codes.shape
     scale, zero = grid.scale.reshape(rows, -1), grid.zero_point.reshape(rows, -1)
+    if activations:
+        return {f"{layer}.weight": torch.from_numpy(weight.codes), f"{layer}.weight_scale": torch.from_numpy(scale.astype(np.float16))}
     found = {f"{layer}.weight_packed": torch.from_numpy(packed(weight.codes, grid.bits, grid.lowest)),
              f"{layer}.weight_scale": torch.from_numpy(scale.astype(np.float16))}
     if not grid.signed:
@@ -77,8 +89,10 @@ def unpacked(layer: str, layout: Layout, read: Read) -> Quantised | Coded:
     """The rounded weight from the tensors that ``read`` gives by name."""
     if layout.kind != "int":
         return bitsandbytes_layout.unpacked(layer, layout.kind, read)
-    rows, columns = (int(size) for size in read(f"{layer}.weight_shape"))
+    rows, columns = size_of(layer, layout, read)
     scale = read(f"{layer}.weight_scale").float().numpy()
+    if layout.activations:
+        return Quantised(read(f"{layer}.weight").numpy(), _grid(layout, scale, np.zeros(scale.shape, np.int32)))
     codes = codes_in(read(f"{layer}.weight_packed").numpy(), layout.bits, columns)
     lowest = -(1 << (layout.bits - 1)) if layout.symmetric else 0
     if layout.symmetric:
@@ -87,16 +101,22 @@ def unpacked(layer: str, layout: Layout, read: Read) -> Quantised | Coded:
         words = read(f"{layer}.weight_zero_point").numpy()
         zero = codes_in(np.ascontiguousarray(words.T), layout.bits, rows).T.astype(np.int32)
     signed = codes.view(np.int8) + np.int8(lowest) if layout.symmetric else codes
-    blocked = layout.group > 0
-    grid = Grid(layout.bits, layout.symmetric, scale if blocked else scale.ravel(), zero if blocked else zero.ravel(),
-                1 if blocked else 0, layout.group)
-    return Quantised(signed, grid)
+    return Quantised(signed, _grid(layout, scale, zero))
+
+
+def _grid(layout: Layout, scale: Floats, zero: NDArray[np.int32]) -> Grid:
+    """scale, zero: [rows, groups]."""
+    if layout.group:
+        return Grid(layout.bits, layout.symmetric, scale, zero, 1, layout.group)
+    return Grid(layout.bits, layout.symmetric, scale.ravel(), zero.ravel(), 0)
 
 
 def marks(layer: str, layout: Layout) -> tuple[str, ...]:
     """Names of tensors that are there where the weight of a layer lies so."""
     if layout.kind != "int":
         return (f"{layer}.weight", f"{layer}.weight.absmax", f"{layer}.weight.quant_state.bitsandbytes__{layout.kind}")
+    if layout.activations:
+        return f"{layer}.weight", f"{layer}.weight_scale"
     zeros = () if layout.symmetric else (f"{layer}.weight_zero_point",)
     return (f"{layer}.weight_packed", f"{layer}.weight_scale", f"{layer}.weight_shape", *zeros)
 
@@ -105,7 +125,7 @@ def size_of(layer: str, layout: Layout, read: Read) -> tuple[int, int]:
     """[out, in] of a rounded weight, from what is stored beside it."""
     if layout.kind != "int":
         return bitsandbytes_layout.size_of(layer, layout.kind, read)
-    rows, columns = (int(size) for size in read(f"{layer}.weight_shape"))
+    rows, columns = read(f"{layer}.weight").shape if layout.activations else (int(size) for size in read(f"{layer}.weight_shape"))
     return rows, columns
 
 
@@ -174,15 +194,17 @@ def described(layouts: Mapping[str, Layout], others: tuple[str, ...]) -> dict[st
                 "bnb_4bit_use_double_quant": one.double, "bnb_4bit_compute_dtype": "float32",
                 "bnb_4bit_quant_storage": "uint8", "llm_int8_skip_modules": list(others),
                 "whet_layers": {name: _words(layout) for name, layout in layouts.items()}}
-    return {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed",
-            "config_groups": _groups(layouts), "ignore": list(others)}
+    formats = {_format(layout) for layout in layouts.values()}
+    return {"quant_method": "compressed-tensors", "format": formats.pop() if len(formats) == 1 else _MIXED,
+            "quantization_status": "compressed", "config_groups": _groups(layouts), "ignore": list(others)}
 
 
 def layouts_in(config: Mapping[str, object]) -> dict[str, Layout]:
     """The layers that a ``quantization_config`` of Whet's names, and how they lie. Raises Unsupported where it is another tool's."""
     try:
         found = _named(config)
-        readable = bool(found) and all(layout.bits in range(2, 9) and layout.group >= 0 for layout in found.values())
+        readable = bool(found) and all(layout.bits in range(2, 9) and layout.group >= 0 and (
+            not layout.activations or (layout.bits == 8 and layout.symmetric)) for layout in found.values())
     except (KeyError, TypeError, AttributeError):
         readable = False
     if not readable:
@@ -198,9 +220,18 @@ def _named(config: Mapping[str, object]) -> dict[str, Layout]:
     found: dict[str, Layout] = {}
     for group in config["config_groups"].values():  # type: ignore[attr-defined]
         weights = group["weights"]
-        layout = Layout("int", weights["num_bits"], weights.get("group_size") or 0, weights["symmetric"])
+        inputs = group.get("input_activations") or {}
+        layout = Layout("int", weights["num_bits"], weights.get("group_size") or 0, weights["symmetric"], activations=8 if inputs else 0)
+        words = {name: inputs[name] for name in _BY_TOKEN if inputs}
+        if (words and words != _BY_TOKEN) or (group.get("format") or config.get("format")) != _format(layout):
+            raise KeyError("a format that Whet does not write")
         found |= dict.fromkeys(group["targets"], layout)
     return found
+
+
+def _format(layout: Layout) -> str:
+    """What compressed-tensors calls the way in which integers lie."""
+    return "int-quantized" if layout.activations else "pack-quantized"
 
 
 def _words(layout: Layout) -> dict[str, object]:
@@ -212,7 +243,9 @@ def _groups(layouts: Mapping[str, Layout]) -> dict[str, object]:
     together: dict[Layout, list[str]] = {}
     for name, layout in layouts.items():
         together.setdefault(layout, []).append(name)
-    return {f"group_{index}": {"targets": names, "input_activations": None, "output_activations": None, "weights": {
-        "num_bits": layout.bits, "type": "int", "symmetric": layout.symmetric, "strategy": "group" if layout.group else "channel",
-        "group_size": layout.group or None, "dynamic": False, "actorder": None, "observer": "minmax"}}
-        for index, (layout, names) in enumerate(together.items())}
+    mixed = len({_format(layout) for layout in together}) > 1
+    return {f"group_{index}": {
+        "targets": names, "input_activations": dict(_BY_TOKEN) if layout.activations else None, "output_activations": None, "weights": {
+            "num_bits": layout.bits, "type": "int", "symmetric": layout.symmetric, "strategy": "group" if layout.group else "channel",
+            "group_size": layout.group or None, "dynamic": False, "actorder": None, "observer": "minmax"},
+        **({"format": _format(layout)} if mixed else {})} for index, (layout, names) in enumerate(together.items())}

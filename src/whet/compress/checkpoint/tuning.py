@@ -26,7 +26,7 @@ from whet.compress.checkpoint.tensor_files import TensorFile
 from whet.compress.checkpoint.tensor_writer import TensorWriter, shape_of, shards_of
 from whet.compress.checkpoint.text import Windows
 from whet.compress.grid import Floats, Quantised
-from whet.compress.views import Learned, SharedGram, Whole
+from whet.compress.views import Learned, SharedGram, SharedInput, Whole
 from whet.core.target import Target
 
 TUNED = "tuned"  # the folder in which tuned tensors wait for their places
@@ -42,7 +42,7 @@ def tune_whole(checkpoint: Checkpoint, steps: Sequence[Resolved], layouts: Mappi
     if destination.done <= checkpoint.block_count:
         destination.settle()
         if not folder.is_dir():
-            moved = any(each.used.view is SharedGram for each in steps)
+            moved = any(each.used.view in (SharedGram, SharedInput) for each in steps)
             now = written(checkpoint, layouts, destination.folder)
             _keep(folder, _tuned(checkpoint, now, step, target, windows, destination.folder, moved))
         for file in map(TensorFile, sorted(folder.glob("*.safetensors"))):
@@ -66,7 +66,8 @@ def _tuned(parent: Checkpoint, now: Checkpoint, step: Resolved, target: Target, 
     rounded = {name: made for name in names if isinstance(made := now.rounded(name), Quantised)}
     with in_memory(parent, now, windows, rounded, folder, moved=moved) as view:
         learned: Learned = step.used.apply(view, target, **step.options[names[0]])
-    return {name: tensor for layer, made in learned.weights.items() for name, tensor in stored.tensors(layer, made).items()}
+    return {name: tensor for layer, made in learned.weights.items()
+            for name, tensor in stored.tensors(layer, made, now.layouts[layer].activations).items()}
 
 
 @contextmanager

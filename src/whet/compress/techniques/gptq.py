@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 
 from whet.compress.grid import Array, Floats, Grid, Quantised, quantise, stored_bits, weight_grid
-from whet.compress.technique import LANGUAGE_OPS, Change, Foresight, LayerView, Search, rounded_matrix
+from whet.compress.technique import LANGUAGE_OPS, NOT_BY_TOKEN, Change, Foresight, LayerView, Search, rounded_matrix
 from whet.compress.techniques import weight_only
 from whet.compress.views import GramView
 from whet.compress.weight_search import searched_grid
@@ -41,7 +41,9 @@ def gptq(view: GramView, target: Target, *,
          accuracy_level: Annotated[int, Search(0, 4, help="MatMulNBits: 0 computes in float32, 4 with int8 activations "
                                                "(faster)")] = 4,
          samples: Annotated[int, Search(300, 32, help="how many calibration samples the second moments are taken over", only=False,
-                                        least=1, most=100_000)] = 300) -> Change:
+                                        least=1, most=100_000)] = 300,
+         activations: Annotated[int, Search(0, 8, help="bits of what a language model's layer reads, rounded for each token; 0: "
+                                            "float")] = 0) -> Change:
     """Round the weights one input after the other; what a column's rounding does to the output, the columns after it take back.
 
     Paper: Frantar et al. 2022, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", equations 2
@@ -51,7 +53,8 @@ def gptq(view: GramView, target: Target, *,
     rows * in^2 multiplications, rows being at most 16384 or 16 * in; then in^3 / 3 for the factor and out * in^2 for the columns.
     Limits: convolutions and matrix products with one matrix. Transposed convolutions, recurrent layers, tables and stacks of matrices
     are rounded plainly, one scale an output channel. So is, with a warning, a layer that saw too few vectors: what is fitted to fewer
-    than it has inputs is worse than plain rounding on others. Smaller on disk; faster only where ``static`` follows.
+    than it has inputs is worse than plain rounding on others. Smaller on disk; faster only where ``static`` follows. ``activations``
+    goes with 8 symmetric bits, in language models; the moments are those of the inputs in float.
 
     Least sum of ((W - W') x)^2, H = mean of x x^T + damping * mean(diag H) * I = R R^T with R upper triangular. Column j becomes the
     nearest number of the grid to w_j + sum over i < j of (w_i - w'_i) R_ij / R_jj. The grids, those of blocks too, are those of W
@@ -62,25 +65,28 @@ def gptq(view: GramView, target: Target, *,
     from whet.compress.column_rounding import solve
 
     weight, groups, kernel = flat_weight(view.layer), len(view.gram), {"accuracy_level": accuracy_level}
+    compute = "dynamic" if activations else "float32"
     block = block if groups else 0
     grid = grid_of(weight, bits=min(bits, target.weight_bits), block=block, symmetric=symmetric, search=search, scales=view.layer.scales)
     if view.rows == 0 or view.rows < enough * weight.shape[1]:
         if groups:
             seen = f"only {view.rows} input vectors for {weight.shape[1]} inputs" if view.rows else "no inputs"
             _log.warning("gptq: %s saw %s; its weights are rounded plainly", view.layer.name, seen)
-        return Change(weight=quantise(weight, grid), kernel=kernel)
+        return Change(weight=quantise(weight, grid), compute=compute, kernel=kernel)
     found = [solve(_tensor(part), _tensor(gram), each, order=order, damping=damping, name=view.layer.name)
              for part, gram, each in zip(np.split(weight, groups), view.gram, _split(grid, groups), strict=True)]
-    return Change(weight=Quantised((found[0] if groups == 1 else torch.cat(found)).numpy(), grid), kernel=kernel)
+    return Change(weight=Quantised((found[0] if groups == 1 else torch.cat(found)).numpy(), grid), compute=compute, kernel=kernel)
 
 
 def foresee(layer: Layer, target: Target, *, bits: int = 4, block: int = 0, symmetric: bool = True, search: bool = True,
             order: str = "activations", damping: float = 0.01, enough: float = 1.0, accuracy_level: int = 4,
-            samples: int = 300) -> Foresight:
+            samples: int = 300, activations: int = 0) -> Foresight:
     """Whatever ``weight_only`` would store; plainly rounded where the inputs cannot be lined up."""
+    if activations and layer.op != "Linear":
+        return Foresight(False, note=NOT_BY_TOKEN)
     if layer.op in LANGUAGE_OPS:
         note = "what multiplies a table of tokens is not known; rtn rounds it"
-        return rounded_matrix(bits, block, symmetric) if layer.op == "Linear" else Foresight(False, note=note)
+        return rounded_matrix(bits, block, symmetric, activations) if layer.op == "Linear" else Foresight(False, note=note)
     lined_up, width = _lined_up(layer.op, len(layer.weight_shape)), min(bits, target.weight_bits)
     found = weight_only.foresee(layer, target, bits=width, block=block if lined_up and width in (4, 8) else 0, symmetric=symmetric,
                                 accuracy_level=accuracy_level)

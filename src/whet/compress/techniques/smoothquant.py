@@ -7,12 +7,12 @@ from typing import Annotated
 import numpy as np
 
 from whet.compress.grid import Array, Floats
-from whet.compress.technique import Foresight, Search
+from whet.compress.technique import LANGUAGE_OPS, Foresight, Search
 from whet.compress.views import Scales, SharedInput
 from whet.core.inventory import Layer
 from whet.core.target import Target
 
-OPS = frozenset({"Conv", "Gemm", "MatMul"})
+OPS = frozenset({"Conv", "Gemm", "MatMul", "Linear"})
 FLOOR = 1e-5  # least share of the strongest weight that a channel counts with, as in the authors' code (clamp of the weight scales)
 
 
@@ -52,6 +52,8 @@ def smoothing(peaks: Array, strongest: Array, alpha: float) -> Floats:
 
 def foresee(layer: Layer, target: Target, *, alpha: float = 0.5, insert: bool = False) -> Foresight:
     """Layers that sum over channels of one input; nothing of their types or sizes changes."""
+    if insert and layer.op in LANGUAGE_OPS:
+        return Foresight(False, note="a language model's modules have no place for a Mul of its own: leave insert out")
     if layer.op not in OPS or not layer.weight_shape:
         return Foresight(False, note="it does not sum over channels with constant weights")
     return Foresight(True, layer.weight_dtype or "float32", note="its input's channels get more equal ranges", adjusts=True)

@@ -38,7 +38,8 @@ def export_hf(checkpoint: Checkpoint, folder: Path) -> HfReport:
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise Refused(f"export to {folder}", found="a folder with files in it", do="choose another folder")
-    opened = {layer: why for layer, layout in checkpoint.layouts.items() if (why := _why_not(checkpoint, layer, layout))}
+    opened = {layer: why + _and_its_inputs(layout) for layer, layout in checkpoint.layouts.items()
+              if (why := _why_not(checkpoint, layer, layout))}
     owners = {shape.name: layer for layer in opened
               for shape in stored.shapes(layer, checkpoint.size(layer), checkpoint.layouts[layer])}
     names = list(dict.fromkeys(f"{owners[name]}.weight" if name in owners else name for name in checkpoint.entries))
@@ -65,6 +66,10 @@ def _why_not(checkpoint: Checkpoint, layer: str, layout: Layout) -> str:
     if layout.kind == "int" and layout.group and columns % layout.group:
         return f"groups of {layout.group} do not divide its {columns} columns"
     return ""
+
+
+def _and_its_inputs(layout: Layout) -> str:
+    return ", and it reads floats again" if layout.activations else ""
 
 
 def _shape(checkpoint: Checkpoint, name: str, opened: Mapping[str, str]) -> Shape:

@@ -14,7 +14,7 @@ from whet.compress.checkpoint.stored import Layout, shapes
 from whet.compress.checkpoint.tensor_writer import shards_of
 from whet.compress.checkpoint.text import LONGEST_WINDOW
 from whet.compress.checkpoint.turned import turned
-from whet.compress.views import Block, Whole
+from whet.compress.views import Block, GramView, SharedGram, SharedInput, Whole
 from whet.core.inventory import Layer
 from whet.core.measurement import Measurement
 from whet.core.plan import Plan, PlannedLayer
@@ -36,23 +36,27 @@ def plan_checkpoint(checkpoint: Checkpoint, recipe: Recipe, target: Target, *, w
     recipe = foreseen(checkpoint, recipe)
     steps = resolve(checkpoint, recipe, target)
     layouts = stored_as(checkpoint, steps)
-    by_layer = {name: each for each in steps for name in each.options if not each.foresights[name].adjusts}
-    layers = tuple(_planned(checkpoint, layer, by_layer.get(layer.name), layouts) for layer in inventory(checkpoint).layers)
+    layers = tuple(_planned(checkpoint, layer, steps, layouts) for layer in inventory(checkpoint).layers)
     costs = (_size(checkpoint, layouts), _memory(checkpoint, steps), _time(checkpoint, steps, windows or windows_wanted(recipe)))
     return Plan(str(checkpoint.folder), asked, target.name, layers, costs)
 
 
-def _planned(checkpoint: Checkpoint, layer: Layer, resolved: Resolved | None, layouts: Mapping[str, Layout | str]) -> PlannedLayer:
+def _planned(checkpoint: Checkpoint, layer: Layer, steps: Sequence[Resolved], layouts: Mapping[str, Layout | str]) -> PlannedLayer:
+    """What the last step that rounds the layer makes of it, or the last one that adjusts its numbers; notes of all steps that name it."""
+    own = [each for each in steps if layer.name in each.options]
+    resolved = next((each for each in reversed(own) if not each.foresights[layer.name].adjusts), None)
+    said = dict.fromkeys(each.foresights[layer.name].note for each in steps if layer.name in each.foresights)
+    note = "; ".join(each for each in said if each)
     if resolved is None or layer.name not in layouts:
-        technique = resolved.used.name if resolved else ""
-        return PlannedLayer(layer.name, layer.op, technique, layer.weight_dtype, "float32", "", layer.weight_bytes, layer.weight_bytes)
+        technique = own[-1].used.name if own else ""
+        return PlannedLayer(layer.name, layer.op, technique, layer.weight_dtype, "float32", "", layer.weight_bytes, layer.weight_bytes, note)
     foresight, layout = resolved.foresights[layer.name], layouts[layer.name]
     weight = math.prod(layer.weight_shape)
     rest = _rest(checkpoint, layer)
     after = rest + (sum(shape.size_bytes for shape in shapes(layer.name, checkpoint.size(layer.name), layout))
                     if isinstance(layout, Layout) else weight * (4 if layout == "float32" else 2))
     return PlannedLayer(layer.name, layer.op, resolved.used.name, foresight.weights, foresight.activations, foresight.runs_as,
-                        layer.weight_bytes, after, foresight.note)
+                        layer.weight_bytes, after, note)
 
 
 def _rest(checkpoint: Checkpoint, layer: Layer) -> int:
@@ -84,10 +88,13 @@ def _memory(checkpoint: Checkpoint, steps: Sequence[Resolved]) -> Measurement:
         return Measurement("working_bytes", LIBRARIES + LEARNING_BYTES_A_WEIGHT * block, " B", source="estimated",
                            method=f"{LEARNING_BYTES_A_WEIGHT} bytes for each weight of a block while it learns, and libraries")
     tokens = TOKENS_AT_ONCE * (checkpoint.size(checkpoint.family.embedding)[1] * 4 + widest * 3)
-    found = LIBRARIES + block + 4 * (3 * largest + 2 * widest**2 + tokens)
-    return Measurement("working_bytes", found, " B", source="estimated",
-                       method="codes of a block, three of its largest layer in float32, two Gram matrices, activations of 4096 tokens, "
-                              "libraries")
+    views = {each.used.view for each in steps}
+    grams = 2 * widest**2 if views & {GramView, SharedGram} else 0
+    scaled = bool(views & {SharedGram, SharedInput})  # factors make float32 numbers of a block's weights, until they are rounded
+    found = LIBRARIES + (4 * block if scaled else block) + 4 * (3 * largest + grams + tokens)
+    told = ("a block in float32" if scaled else "codes of a block", "three of its largest layer in float32",
+            *(["two Gram matrices"] if grams else []), "activations of 4096 tokens, libraries")
+    return Measurement("working_bytes", found, " B", source="estimated", method=", ".join(told))
 
 
 def _tuning_memory(checkpoint: Checkpoint, step: Resolved) -> Measurement:
@@ -134,6 +141,8 @@ def _calibrated(checkpoint: Checkpoint, step: Resolved, tokens: int) -> float:
         sizes: list[tuple[int, int]] = [checkpoint.size(name) for name in names]
         passes = sum(rows * columns for rows, columns in sizes)
         widths = {columns for _, columns in sizes}
-        solving = sum(rows * columns**2 / 2 for rows, columns in sizes) + sum(width**3 / 6 for width in widths)
-        found += 3.3 * tokens * passes + tokens * sum(width**2 for width in widths) + solving
+        found += 3.3 * tokens * passes
+        if step.used.view is not SharedInput:  # that one looks at peaks alone
+            solving = sum(rows * columns**2 / 2 for rows, columns in sizes) + sum(width**3 / 6 for width in widths)
+            found += tokens * sum(width**2 for width in widths) + solving
     return found

@@ -67,10 +67,12 @@ def llama3_divisors(frequencies: Any, factor: float, low: float, high: float, co
 
 def notes_on(checkpoint: Checkpoint) -> tuple[str, ...]:
     """Where llama.cpp computes something else than transformers."""
-    window = checkpoint.config.get("sliding_window")
+    found, window = [], checkpoint.config.get("sliding_window")
     if window and checkpoint.config.get("use_sliding_window", True) and window < checkpoint.config.get("max_position_embeddings", 0):
-        return (f"llama.cpp lets every token see all before it, and this model only the last {window}: beyond that the two differ",)
-    return ()
+        found.append(f"llama.cpp lets every token see all before it, and this model only the last {window}: beyond that the two differ")
+    if any(layout.activations for layout in checkpoint.layouts.values()):
+        found.append("llama.cpp rounds what a Q8_0 layer reads to int8 with a scale for each 32 numbers, not for each token")
+    return tuple(found)
 
 
 def _add_positions(writer: Any, checkpoint: Checkpoint) -> None:

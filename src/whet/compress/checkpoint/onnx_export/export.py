@@ -46,7 +46,8 @@ def export_onnx(checkpoint: Checkpoint, folder: str | Path, *, accuracy_level: i
 
     Rounded layers keep their codes and scales exactly and are computed by MatMulNBits; the embedding by GatherBlockQuantized, from the same
     bytes where the head is tied to it. Plain weights keep their dtype on disk and are computed in float32. accuracy_level: how MatMulNBits
-    computes: 4 rounds what it reads to int8 (fast; outputs move a little), 0 and 1 do not. cache: dtype of keys and values; float32 is
+    computes: 4 rounds what it reads to int8 (fast; outputs move a little), 0 and 1 do not; layers whose inputs are int8 in the checkpoint
+    compute at 4 whatever is asked for. cache: dtype of keys and values; float32 is
     what onnxruntime's attention on CPUs keeps without calibration.
 
     Memory: one layer and its packed form. An old folder stays whole until the new one is finished. Raises Refused for another

@@ -18,6 +18,7 @@ from whet.compress.grid import Quantised
 
 _FLOAT = ir.DataType.FLOAT
 _BOOKS = {"fp4": 0, "nf4": 1}  # MatMulBnb4's quant_type
+_INT8_INPUTS = 4  # MatMulNBits' accuracy level that rounds what is read
 Plain = Tensor  # [out, in], in the dtype in which it is stored
 
 
@@ -38,11 +39,13 @@ class Products:
         """What the layers make of ``read``: one value with all their rows where they can be one product, else one for each layer."""
         weights = [self._weight(layer) for layer in layers]
         biases = [self._bias(layer) for layer in layers]
-        whole = _joined(weights)
+        levels = [self._level_of(layer, weight) for layer, weight in zip(layers, weights, strict=True)]
+        whole = _joined(weights) if len(set(levels)) == 1 else None
         if whole is None:
-            made = [self._multiplied(read, weight, bias, layer) for weight, bias, layer in zip(weights, biases, layers, strict=True)]
+            each = zip(weights, biases, layers, levels, strict=True)
+            made = [self._multiplied(read, weight, bias, layer, level) for weight, bias, layer, level in each]
         else:
-            made = [self._multiplied(read, whole, _stacked(weights, biases), _together(layers))]
+            made = [self._multiplied(read, whole, _stacked(weights, biases), _together(layers), levels[0])]
         for layer in layers:
             self._checkpoint.forget(layer)
         return made
@@ -63,7 +66,7 @@ class Products:
         """The product with the table that ``table`` was asked to keep; its bytes are in the file once."""
         weight, places, name = self._table(layer), self._shared[layer], f"{layer}.head"
         if isinstance(weight, Packed):
-            return self._packed_product(read, weight, places, None, name)
+            return self._packed_product(read, weight, places, None, name, self._level)
         stored = self._drawing.placed(f"{layer}.weight", places[0], weight.shape, dtype_of(weight))
         floats = self._as_float(stored, weight.dtype, f"{name}.float")
         self.kernels["MatMul"] += 1
@@ -75,6 +78,17 @@ class Products:
             stored = self._checkpoint.tensor(f"{layer}.weight")
             return stored.t() if self._checkpoint.is_transposed(layer) else stored
         return rounded if isinstance(rounded, Coded) else self._for_kernel(rounded, layer)
+
+    def _level_of(self, layer: str, weight: Packed | Coded | Plain) -> int:
+        """The accuracy level of a layer's product: one that reads its inputs in int8 does so here too, whatever level was asked for."""
+        layout = self._checkpoint.layouts.get(layer)
+        if layout is None or not layout.activations:
+            return self._level
+        if not isinstance(weight, Packed):
+            self._tell(layer, "what it reads is not rounded to int8")
+            return self._level
+        self._tell(layer, f"what it reads is rounded to int8 with a scale for each block of {weight.block}, not for each token")
+        return _INT8_INPUTS
 
     def _table(self, layer: str) -> Packed | Plain:
         weight = self._weight(layer)
@@ -101,10 +115,10 @@ class Products:
         name = f"{layer}.bias"
         return self._checkpoint.tensor(name).float() if name in self._checkpoint.entries else None
 
-    def _multiplied(self, read: ir.Value, weight: Packed | Coded | Plain, bias: Tensor | None, name: str) -> ir.Value:
+    def _multiplied(self, read: ir.Value, weight: Packed | Coded | Plain, bias: Tensor | None, name: str, level: int) -> ir.Value:
         added = None if bias is None else self._drawing.weight(f"{name}.bias", bias)
         if isinstance(weight, Packed):
-            return self._packed_product(read, weight, self._written(weight), added, name)
+            return self._packed_product(read, weight, self._written(weight), added, name, level)
         made = self._coded_product(read, weight, name) if isinstance(weight, Coded) else self._plain_product(read, weight, name)
         return made if added is None else self._drawing.one("Add", [made, added], f"{name}.biased")
 
@@ -125,14 +139,15 @@ class Products:
         return self._drawing.one("MatMulBnb4", inputs, name, domain=MICROSOFT, K=columns, N=rows, block_size=weight.block,
                                  quant_type=_BOOKS[weight.book])  # fmt: skip
 
-    def _packed_product(self, read: ir.Value, weight: Packed, places: Sequence[Place], bias: ir.Value | None, name: str) -> ir.Value:
+    def _packed_product(self, read: ir.Value, weight: Packed, places: Sequence[Place], bias: ir.Value | None, name: str,
+                        level: int) -> ir.Value:
         shapes = [weight.codes.shape, weight.scales.shape, *([] if weight.zeros is None else [weight.zeros.shape])]
         inputs: list[ir.Value | None] = [read, *self._constants(name, shapes, places)]
         if bias is not None:
             inputs += [None] * (5 - len(inputs)) + [bias]
         self.kernels["MatMulNBits"] += 1
         return self._drawing.one("MatMulNBits", inputs, name, domain=MICROSOFT, K=weight.columns, N=weight.rows, bits=weight.bits,
-                                 block_size=weight.block, accuracy_level=self._level)  # fmt: skip
+                                 block_size=weight.block, accuracy_level=level)  # fmt: skip
 
     def _packed_rows(self, indices: ir.Value, weight: Packed, layer: str, keep: bool) -> ir.Value:
         """GatherBlockQuantized takes codes [rows, bytes] where MatMulNBits takes [rows, blocks, bytes]: the same bytes."""

@@ -23,6 +23,7 @@ RECIPES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "rtn": [("rtn", {"bits": 3, "block": 16})],
     "gptq": [("gptq", {"bits": 4, "block": 16, "enough": 0.0})],
     "awq then gptq": [("awq", {"block": 16}), ("gptq", {"block": 16, "enough": 0.0})],
+    "smoothquant then rtn": [("smoothquant", {}), ("rtn", {"bits": 8, "activations": 8})],
 }
 # The same whet as here, which may be a copy under test.
 PATH = os.pathsep.join([str(Path(whet.__path__[0]).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -46,7 +47,8 @@ def all_went_on(found: dict[str, Any]) -> None:
     assert all(each["ends"][0] == -signal.SIGKILL for each in found["broken"])
 
 
-@pytest.mark.parametrize("name", ["rtn", pytest.param("gptq", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["rtn", pytest.param("gptq", marks=pytest.mark.slow),
+                                  pytest.param("smoothquant then rtn", marks=pytest.mark.slow)])
 def test_runs_that_are_killed_are_gone_on_with(models: Models, tmp_path: Path, name: str) -> None:
     kills: list[tuple[float, ...]] = [(0.0,), (0.3,), (0.45,), (0.6, 0.1), (0.75,), (0.97,), (1.0,)]
     found = killed(models("llama"), tmp_path, RECIPES[name], kills)
@@ -55,7 +57,8 @@ def test_runs_that_are_killed_are_gone_on_with(models: Models, tmp_path: Path, n
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "kind"), [("rtn", "qwen3"), ("gptq", "gpt2"), ("awq then gptq", "qwen3")])
+@pytest.mark.parametrize(("name", "kind"), [("rtn", "qwen3"), ("gptq", "gpt2"), ("awq then gptq", "qwen3"),
+                                            ("smoothquant then rtn", "gemma")])
 def test_a_kill_anywhere_is_survived(models: Models, tmp_path: Path, name: str, kind: str) -> None:
     number = random.Random(1)
     kills: list[tuple[float, ...]] = [(at / 40,) for at in range(41)]

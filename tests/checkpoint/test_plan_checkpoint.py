@@ -38,6 +38,9 @@ RECIPES: list[tuple[str, tuple[Step, ...]]] = [
     ("hqq", (step("hqq", bits=2, block=32),)), ("gptq", (step("gptq", bits=3, symmetric=False, enough=0.0),)),
     ("awq", (step("awq", bits=4, block=32),)), ("awq then gptq", (step("awq", block=16), step("gptq", block=16, enough=0.0))),
     ("half of them", (step("rtn", "*.1.*", bits=2),)),
+    ("int8 inputs", (step("rtn", bits=8, activations=8),)),
+    ("int8 inputs of some", (step("rtn", "*.0.*", bits=8, activations=8), step("rtn", "*.1.*", bits=3))),
+    ("smoothed", (step("smoothquant"), step("gptq", bits=8, activations=8, enough=0.0))),
 ]
 
 

@@ -1,4 +1,4 @@
-"""Layers that read their inputs in int8, a scale for each token: simulated as they are stored, and read by others as they were simulated."""
+"""Layers that read their inputs in int8, a scale for each token: simulated as they are stored, and read by others as simulated."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_layers_of_a_model_differ_in_what_they_read(models: Models, tmp_path: Pa
     folder, ids = models("qwen3"), tokens()
     made = applied(folder, tmp_path / "out", step("rtn", "*.0.*", **EIGHT), step("rtn", "*.1.*", bits=4, block=16),
                    step("rtn", "*.2.mlp.gate_proj", block=16, **EIGHT))
-    assert {layout for layout in made.layouts.values()} == {W8A8, Layout("int", 4, 16), Layout("int", 8, 16, activations=8)}
+    assert set(made.layouts.values()) == {W8A8, Layout("int", 4, 16), Layout("int", 8, 16, activations=8)}
     slow = reading_slowly(with_weights_of(made, folder), [name for name, layout in made.layouts.items() if layout.activations])
     assert torch.equal(streamed(Skeleton(made), ids), given(slow, ids))
     groups = config_of(made.folder)["quantization_config"]["config_groups"].values()
@@ -137,17 +137,18 @@ def test_later_blocks_see_what_rounded_inputs_leave(models: Models, tmp_path: Pa
 def test_a_later_step_without_it_reads_floats_again(models: Models) -> None:
     checkpoint = open_checkpoint(models("llama"))
     skeleton, layer = Skeleton(checkpoint), "mlp.down_proj"
+    hidden = torch.randn(2, 9, WIDTH, generator=torch.Generator().manual_seed(0))
     for late in (False, True):
         skeleton.block(1, late=late)
-        block, hidden = BlockAtWork(skeleton, 1, late=late), torch.randn(2, 9, WIDTH, generator=torch.Generator().manual_seed(0))
+        block = BlockAtWork(skeleton, 1, late=late)
         weight = block.weight(layer).numpy()
         made = quantise(weight, weight_grid(weight, bits=8, axis=0, scales="float16"))
         block.put(layer, made)
         floats = block.run(hidden)
-        for undo in (lambda: block.put(layer, made), lambda: block.set_weight(layer, torch.from_numpy(made.values))):
+        for rounds_again in (True, False):
             block.put(layer, made, 8)
             assert not torch.equal(block.run(hidden), floats)
-            undo()
+            block.put(layer, made) if rounds_again else block.set_weight(layer, torch.from_numpy(made.values))
             assert torch.equal(block.run(hidden), floats)
         block.put(layer, made, 8)
         block.close()
@@ -215,10 +216,14 @@ def wrong_tensor(part: str, tensor: Tensor) -> Callable[[Checkpoint, Path], Path
     return lambda made, folder: changed_copy(made.folder, folder, tensors={f"model.layers.1.mlp.down_proj.{part}": tensor})
 
 
+def group_of(said: dict[str, Any]) -> Any:
+    return said["config_groups"]["group_0"]
+
+
 BROKEN: dict[str, tuple[Callable[[Checkpoint, Path], Path], str]] = {
-    "static inputs": (wrong_words(lambda said: said["config_groups"]["group_0"]["input_activations"].update(dynamic=False)), "another tool"),
+    "static inputs": (wrong_words(lambda said: group_of(said)["input_activations"].update(dynamic=False)), "another tool"),
     "another format": (wrong_words(lambda said: said.update(format="float-quantized")), "another tool"),
-    "four bits": (wrong_words(lambda said: said["config_groups"]["group_0"]["weights"].update(num_bits=4)), "another tool"),
+    "four bits": (wrong_words(lambda said: group_of(said)["weights"].update(num_bits=4)), "another tool"),
     "floats": (wrong_tensor("weight", torch.zeros(32, 44)), "of F32"),
     "no matrix": (wrong_tensor("weight", torch.zeros(32, dtype=torch.int8)), r"I8 \[32\]"),
     "one scale for all": (wrong_tensor("weight_scale", torch.ones(1, dtype=torch.float16)), r"F16 \[1\]"),

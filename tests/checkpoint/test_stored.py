@@ -60,6 +60,22 @@ def test_what_goes_in_comes_out_and_takes_what_was_planned(rows: int, columns: i
     assert again.values.tobytes() == weight.values.tobytes()
 
 
+@given(rows=st.integers(1, 40), columns=st.integers(1, 70), group=st.sampled_from([0, 16, 32]), seed=st.integers(0, 3))
+def test_codes_beside_int8_inputs_are_bytes_as_they_are(rows: int, columns: int, group: int, seed: int) -> None:
+    weight, size = rounded((rows, columns), 8, group, True, seed), (rows, columns)
+    layout = stored.layout_of(weight, 8)
+    assert layout == Layout("int", 8, group, activations=8)
+    tensors = stored.tensors("a.b", weight, 8)
+    assert stored.shapes("a.b", size, layout) == [shape_of(name, tensor) for name, tensor in tensors.items()]
+    assert set(stored.marks("a.b", layout)) == set(tensors)
+    assert stored.size_of("a.b", layout, reader(tensors)) == size
+    assert np.array_equal(tensors["a.b.weight"].numpy(), weight.codes)
+    again = stored.unpacked("a.b", layout, reader(tensors))
+    assert isinstance(again, Quantised)
+    assert np.array_equal(again.values, weight.values)
+    assert (again.grid.axis, again.grid.block) == (1 if group else 0, group)
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", [0, 16])
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -113,6 +129,17 @@ def test_layouts_come_back_from_the_words() -> None:
     assert [len(group["targets"]) for group in words["config_groups"].values()] == [2, 1, 1]
     assert [group["weights"]["strategy"] for group in words["config_groups"].values()] == ["group", "channel", "group"]
     assert (words["quant_method"], words["format"]) == ("compressed-tensors", "pack-quantized")
+
+
+def test_layouts_of_int8_inputs_come_back_alone_and_beside_others() -> None:
+    inputs = {"a": Layout("int", 8, activations=8), "b": Layout("int", 8, 32, activations=8)}
+    words = json.loads(json.dumps(stored.described(inputs, ())))
+    assert words["format"] == "int-quantized"
+    assert stored.layouts_in(words) == inputs
+    both = {**inputs, "c": Layout("int", 8), "d": Layout("int", 4, 32)}
+    words = json.loads(json.dumps(stored.described(both, ())))
+    assert words["format"] == "mixed-precision"
+    assert stored.layouts_in(words) == both
 
 
 def test_layouts_of_code_books_come_back_from_the_words() -> None:

@@ -45,8 +45,10 @@ def plain_rounding(bits: int, block: int, *, symmetric: bool = True) -> Callable
     return rounded
 
 
-def rounded_checkpoint(source: Path, folder: Path, ways: Mapping[str, Callable[[torch.Tensor], Any]]) -> Checkpoint:
-    """A copy of ``source`` in ``folder``. ways: how a layer is rounded, by the end of its name; the others stay as they are."""
+def rounded_checkpoint(source: Path, folder: Path, ways: Mapping[str, Callable[[torch.Tensor], Any]], activations: int = 0) -> Checkpoint:
+    """A copy of ``source`` in ``folder``. ways: how a layer is rounded, by the end of its name; the others stay as they are. activations:
+    how the rounded ones read their inputs.
+    """
     plain = open_checkpoint(source)
     tensors, layouts = {}, {}
     for name in plain.entries:
@@ -56,8 +58,8 @@ def rounded_checkpoint(source: Path, folder: Path, ways: Mapping[str, Callable[[
             tensors[name] = plain.tensor(name)
         else:
             weight = way(plain.weight(layer))
-            layouts[layer] = stored.layout_of(weight)
-            tensors |= stored.tensors(layer, weight)
+            layouts[layer] = stored.layout_of(weight, activations)
+            tensors |= stored.tensors(layer, weight, activations)
     folder.mkdir(parents=True)
     shards = shards_of([shape_of(name, tensor) for name, tensor in tensors.items()])
     with TensorWriter(folder, shards) as writer:

@@ -28,11 +28,15 @@ from tests.compress.gguf_checkpoints import (
 )
 
 from whet.compress.checkpoint import Checkpoint, open_checkpoint
+from whet.compress.checkpoint.apply import apply_to_checkpoint
 from whet.compress.checkpoint.gguf import export_gguf, weights_in
 from whet.compress.checkpoint.gguf.mixes import MIXES, Place, fitting, type_chosen
 from whet.compress.checkpoint.gguf.settings import llama3_divisors
 from whet.compress.codebook import coded
+from whet.core.document import FrozenMap
 from whet.core.errors import Refused, Unsupported
+from whet.core.recipe import Recipe, Step
+from whet.device.targets import target
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +253,16 @@ def test_settings(models: Mapping[str, Checkpoint], tmp_path: Path) -> None:
 def test_a_window_that_llama_cpp_has_not_is_told(models: Mapping[str, Checkpoint], tmp_path: Path) -> None:
     assert "the last 64" in export_gguf(models["mistral"], tmp_path / "m.gguf").notes[0]
     assert export_gguf(models["llama"], tmp_path / "l.gguf").notes == ()
+
+
+def test_int8_inputs_become_those_of_llama_cpp_from_the_same_codes(models: Mapping[str, Checkpoint], tmp_path: Path) -> None:
+    both = Recipe((Step("rtn", options=FrozenMap({"bits": 8, "activations": 8})),))
+    made = apply_to_checkpoint(models["llama"], both, target("x86-vnni"), out=tmp_path / "made")
+    report = export_gguf(made, tmp_path / "m.gguf")
+    assert "for each 32 numbers" in report.notes[0]
+    rounded = [tensor for tensor in report.tensors if tensor.layer in made.layouts]
+    assert rounded
+    assert {(tensor.type, tensor.exact) for tensor in rounded} == {("Q8_0", True)}
 
 
 def test_llama_3_divisors_are_those_of_transformers() -> None:

@@ -19,12 +19,17 @@ from tests.compress.rounded_checkpoints import plain_rounding, random_checkpoint
 from tests.slow_papers import nbits
 
 from whet.compress.checkpoint import Checkpoint, open_checkpoint
+from whet.compress.checkpoint.apply import apply_to_checkpoint
 from whet.compress.checkpoint.onnx_export import OnnxReport, export_onnx
 from whet.compress.checkpoint.onnx_export.drawing import Drawing
 from whet.compress.checkpoint.onnx_export.packing import joined, kernel_block, packed
+from whet.compress.checkpoint.skeleton import Skeleton
 from whet.compress.codebook import coded
 from whet.compress.grid import Quantised, quantise, weight_grid
+from whet.core.document import FrozenMap
 from whet.core.errors import Refused, Unsupported
+from whet.core.recipe import Recipe, Step
+from whet.device.targets import target
 
 Array = Any
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(3, 96, 40)]
@@ -172,6 +177,43 @@ def test_level_4_moves_the_answers_a_little(bits: int, most: float, stories: Pat
     export_onnx(checkpoint, tmp_path / "onnx")
     assert 1e-6 < kl(right, logits(tmp_path / "onnx", [TOKENS])) < most
     assert 1e-6 < kl(right, logits(tmp_path / "onnx", one_by_one(TOKENS))) < most
+
+
+@pytest.mark.parametrize("level", [0, 4])
+def test_int8_inputs_are_int8_at_every_level_and_near_what_was_simulated(level: int, stories: Path, tmp_path: Path) -> None:
+    checkpoint = rounded_checkpoint(stories, tmp_path / "rounded", {"_proj": plain_rounding(8, 0)}, 8)
+    report = export_onnx(checkpoint, tmp_path / "onnx", accuracy_level=level)
+    nodes = onnx.load(tmp_path / "onnx/model.onnx", load_external_data=False).graph.node
+    levels = [attribute.i for node in nodes if node.op_type == "MatMulNBits" for attribute in node.attribute
+              if attribute.name == "accuracy_level"]
+    assert levels == [4] * 20  # q, k, v are one product, gate and up another
+    assert [remark.partition(": ")[0] for remark in report.remarks if "a scale for each block" in remark] == ["35 layers"]
+    simulated, floats = logits_of(checkpoint), wanted(torch_model(checkpoint, stories), TOKENS)
+    found = logits(tmp_path / "onnx", [TOKENS])
+    assert 1e-6 < kl(simulated, found) < 4e-3
+    assert kl(floats, simulated) > 1e-6
+    np.testing.assert_allclose(logits(tmp_path / "onnx", one_by_one(TOKENS)), found, atol=0.1)
+
+
+def logits_of(checkpoint: Checkpoint) -> Array:
+    """What Whet computes itself of TOKENS."""
+    skeleton = Skeleton(checkpoint)
+    with torch.no_grad():
+        hidden = skeleton.embed(torch.tensor([TOKENS]))
+        for index in range(checkpoint.block_count):
+            skeleton.block(index)
+            hidden = skeleton.run(index, hidden)
+        with skeleton.head() as head:
+            return head(hidden)[0].numpy()
+
+
+def test_layers_that_read_differently_are_products_of_their_own(stories: Path, tmp_path: Path) -> None:
+    made = apply_to_checkpoint(open_checkpoint(stories), Recipe((
+        Step("rtn", ("*.q_proj",), options=FrozenMap({"bits": 8, "activations": 8})),
+        Step("rtn", ("*.k_proj", "*.v_proj"), options=FrozenMap({"bits": 8})))), target("x86-vnni"), out=tmp_path / "made")
+    report = export_onnx(made, tmp_path / "onnx", accuracy_level=0)
+    assert report.kernels["MatMulNBits"] == 15
+    np.testing.assert_allclose(logits(tmp_path / "onnx", [TOKENS]), logits_of(made), atol=0.3)
 
 
 @pytest.mark.parametrize(("kind", "settings"), [("qwen3", {"hidden_size": 56}), ("gemma", {"hidden_size": 56}), ("gpt2", {})])

@@ -24,7 +24,7 @@ from whet.compress.data import Dataset
 from whet.compress.data.dataset import ArraySamples
 from whet.compress.graph import GraphModel
 from whet.compress.plan import changes_of
-from whet.compress.technique import technique, technique_names
+from whet.compress.technique import Option, technique, technique_names
 from whet.core.errors import Refused, Unsupported
 from whet.core.recipe import Recipe, Step
 from whet.device.targets import target, targets
@@ -36,6 +36,8 @@ VNNI = target("x86-vnni")
 KEEP_THE_FUNCTION = ("equalize", "smoothquant")  # they move factors between layers; nothing is rounded, and no layer is seen alone
 # For language models: graphs have none of their layers (tests/checkpoint/, tests/compress/test_codebook.py).
 OF_LANGUAGE_MODELS = ("autoround", "awq", "fp4", "mixed", "nf4", "rotate", "tune")
+# Options that only layers of language models have a use for (tests/checkpoint/): graphs refuse them.
+FOR_LANGUAGE_MODELS = {"rtn": "activations", "gptq": "activations"}
 NAMES = tuple(name for name in technique_names() if name not in (*KEEP_THE_FUNCTION, *OF_LANGUAGE_MODELS))
 UGLY = "serving_default_input_1:0"
 DATA = samples({UGLY: (3, 8, 8)}, 12)
@@ -72,15 +74,19 @@ def wanted_of_original() -> dict[str, Array]:
 def combinations(name: str) -> Iterator[dict[str, Any]]:
     """The defaults, and every value of every option with the others at their defaults."""
     yield {}
-    for option in technique(name).options:
+    for option in _options_for_graphs(name):
         yield from ({option.name: value} for value in option.search.values if value != option.default)
 
 
 def extremes(name: str) -> Iterator[dict[str, Any]]:
     """All first and all last values at once."""
-    options = technique(name).options
+    options = _options_for_graphs(name)
     yield {option.name: option.search.values[0] for option in options}
     yield {option.name: option.search.values[-1] for option in options}
+
+
+def _options_for_graphs(name: str) -> list[Option]:
+    return [option for option in technique(name).options if option.name != FOR_LANGUAGE_MODELS.get(name)]
 
 
 # Techniques that do nothing alone, in the company that they are used in; and options that make the learning ones quick.
@@ -353,6 +359,12 @@ def test_layers_to_which_it_can_do_nothing_are_unsupported(name: str, only: tupl
 def test_graphs_have_no_layers_of_language_models(name: str) -> None:
     with pytest.raises(Unsupported, match="language models"):
         done(name)
+
+
+@pytest.mark.parametrize("name", FOR_LANGUAGE_MODELS)
+def test_graphs_have_no_use_for_what_layers_of_language_models_read(name: str) -> None:
+    with pytest.raises(Unsupported, match="static and dynamic"):
+        done(name, {FOR_LANGUAGE_MODELS[name]: 8})
 
 
 @pytest.mark.parametrize("name", NAMES)

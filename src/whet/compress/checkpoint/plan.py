@@ -48,8 +48,8 @@ def _planned(checkpoint: Checkpoint, layer: Layer, steps: Sequence[Resolved], la
     said = dict.fromkeys(each.foresights[layer.name].note for each in steps if layer.name in each.foresights)
     note = "; ".join(each for each in said if each)
     if resolved is None or layer.name not in layouts:
-        technique = own[-1].used.name if own else ""
-        return PlannedLayer(layer.name, layer.op, technique, layer.weight_dtype, "float32", "", layer.weight_bytes, layer.weight_bytes, note)
+        technique, size = own[-1].used.name if own else "", layer.weight_bytes
+        return PlannedLayer(layer.name, layer.op, technique, layer.weight_dtype, "float32", "", size, size, note)
     foresight, layout = resolved.foresights[layer.name], layouts[layer.name]
     weight = math.prod(layer.weight_shape)
     rest = _rest(checkpoint, layer)

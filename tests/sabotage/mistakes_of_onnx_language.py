@@ -62,9 +62,10 @@ MISTAKES = (
             "flat[1::2] << np.uint8(4) | flat[0::2]", EXPORT, "codes_stand_for"),
     Mistake("a ragged table keeps its filling", f"{AT}/products.py", "if weight.columns % weight.block == 0:", "if True:", EXPORT,
             "codes_stand_for or other_families or 16_bits"),
-    Mistake("a tied table is written twice", f"{AT}/products.py", "return self._packed_product(read, weight, places, None, name)",
-            "return self._packed_product(read, weight, self._written(weight), None, name)", EXPORT, "in_the_file_once"),
-    Mistake("the accuracy level is lost", f"{AT}/products.py", "accuracy_level=self._level", "accuracy_level=0", EXPORT, "level_4"),
+    Mistake("a tied table is written twice", f"{AT}/products.py",
+            "return self._packed_product(read, weight, places, None, name, self._level)",
+            "return self._packed_product(read, weight, self._written(weight), None, name, self._level)", EXPORT, "in_the_file_once"),
+    Mistake("the accuracy level is lost", f"{AT}/products.py", "accuracy_level=level)", "accuracy_level=0)", EXPORT, "level_4"),
     # -- running
     Mistake("a cache of its own for what is new", f"{DEVICE}/decoder.py", "shape, buffer.ctypes.data)\n\n    @property",
             "shape, (new := np.zeros(shape, np.float32), self._cache.append(new))[0].ctypes.data)\n\n    @property", LANGUAGE,

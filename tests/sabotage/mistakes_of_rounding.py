@@ -163,8 +163,8 @@ MISTAKES = (
     Mistake(
         "search left out",
         "compress/techniques/rtn.py",
-        "symmetric=symmetric, search=search, scales=layer.scales)))",
-        "symmetric=symmetric, search=False, scales=layer.scales)))",
+        "symmetric=symmetric, search=search, scales=layer.scales)\n    return",
+        "symmetric=symmetric, search=False, scales=layer.scales)\n    return",
         RTN,
         "search_finds",
     ),

@@ -93,6 +93,8 @@ def as_a_whole(block: BlockAtWork, used: Technique, options: Options, target: Ta
         return
     assert flow.exact is not None
     assert flow.wanted is not None
+    for layer in chosen:  # an earlier step may have had it read int8; what is learned here reads floats
+        block.skeleton.round_inputs(block.whole(layer), 0)
 
     def run(inputs: Sequence[Tensor], weights: Mapping[str, Tensor], place: Callable[[str, Tensor], Tensor]) -> Tensor:
         return block.computed(inputs[0], {layer: weights[block.whole(layer)] for layer in chosen if block.whole(layer) in weights})

@@ -28,7 +28,8 @@ def smoothquant(view: SharedInput, target: Target, *,
     Cost: one pass of the calibration data; then one over the weights.
     Limits: before the step that rounds. Convolutions of one group and matrix products with constant weights. Factors go into what makes the
     input (LayerNormalization, batch norm, Mul, Add, another layer, through Relu); where something else makes it, or others read it
-    too, it is left alone but with ``insert``, which puts a Mul there.
+    too, it is left alone but with ``insert``, which puts a Mul there. In language models the norm or the layer in front takes
+    them, and nothing is inserted.
 
     s_j = max|X_j|^alpha / max|W_j|^(1 - alpha), over the samples and over all layers that read the input;
     Y = (X diag(s)^-1) (diag(s) W) = X W. A channel that was 0 on all samples gets the largest s that

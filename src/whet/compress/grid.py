@@ -36,8 +36,8 @@ class Grid:
     """Where the numbers of a tensor may lie.
 
     bits: 2 to 16. signed: codes from -2**(bits-1), else from 0.
-    scale: float32, zero_point: int32, of one shape: () for a whole tensor; [C] along ``axis`` for one per channel;
-    with ``block`` > 0, the shape of the tensor itself with ``axis`` divided by ``block`` (rounded up): one per block.
+    scale: float32, never 0, and below 0 only where signed. zero_point: int32. Both of one shape: () for a whole tensor; [C] along ``axis`` for
+    one per channel; with ``block`` > 0, the shape of the tensor itself with ``axis`` divided by ``block`` (rounded up): one per block.
     """
 
     bits: int
@@ -50,8 +50,10 @@ class Grid:
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 16:
             raise Refused(f"make a grid of {self.bits} bits", do="use 2 to 16 bits")
-        if not np.all(np.isfinite(self.scale)) or np.any(self.scale <= 0):
-            raise Refused("make a grid", found="a scale that is not a positive number", do="check weights and data for NaN or infinity")
+        wrong = self.scale == 0 if self.signed else self.scale <= 0
+        if not np.all(np.isfinite(self.scale)) or np.any(wrong):
+            raise Refused("make a grid", found=f"a scale that is no {'' if self.signed else 'positive '}number, or 0",
+                          do="check weights and data for NaN or infinity")
 
     @property
     def lowest(self) -> int:
@@ -99,31 +101,49 @@ def from_range(low: Array | float, high: Array | float, *, bits: int, signed: bo
         widest = np.maximum(-low32, high32)
         # narrow: +-127 of int8. Wide: the whole of -128..127, where only the positive end limits.
         steps = (highest - middle) if (narrow or narrow is None) else (highest - middle + 1)
-        scale = storable(_positive(widest / steps), scales)
+        scale = storable(_usable(widest / steps), scales)
         return scale, np.full(scale.shape, middle, np.int32)
-    scale = storable(_positive((high32 - low32) / (highest - lowest)), scales)
+    scale = storable(_usable((high32 - low32) / (highest - lowest)), scales)
     zero = np.rint(lowest - low32 / scale)
     return scale, np.clip(zero, lowest, highest).astype(np.int32)
 
 
+def from_farthest(low: Array | float, high: Array | float, *, bits: int, scales: str = "float32") -> Floats:
+    """The scale with which the number farthest from 0 lies on the lowest signed code, so that all 2**bits codes are used: below 0 where
+    that number is above 0. low, high: the ends, any shape, widened to hold 0. scales: as in ``from_range``.
+
+    So do llama.cpp (Q4_0: d = max / -8) and onnxruntime (MatMulNBits); like the latter, equal ends get a scale above 0. A range of no
+    width gets scale 1.
+    """
+    low32, high32 = np.minimum(np.asarray(low, np.float64), 0.0), np.maximum(np.asarray(high, np.float64), 0.0)
+    return storable(_usable(np.where(high32 > -low32, high32, low32) / -(1 << (bits - 1))), scales)
+
+
 def storable(scale: Floats, dtype: str) -> Floats:
-    """The scales as they come back from storage in ``dtype`` ("float32" or "float16"), float32: the nearest, but never 0 or infinite."""
+    """The scales as they come back from storage in ``dtype`` ("float32" or "float16"), float32: the nearest, but never 0 or infinite. Signs
+    stay.
+    """
     kind = np.finfo(np.dtype(dtype))
     if kind.dtype == np.float32:
         return scale
-    return np.clip(scale, kind.smallest_subnormal, kind.max).astype(kind.dtype).astype(np.float32)
+    size = np.clip(np.abs(scale), kind.smallest_subnormal, kind.max)
+    return np.copysign(size, scale).astype(kind.dtype).astype(np.float32)
 
 
-def weight_grid(weight: Array, *, bits: int, symmetric: bool = True, axis: int | None = None, block: int = 0,
-                scales: str = "float32") -> Grid:
+def weight_grid(weight: Array, *, bits: int, symmetric: bool = True, axis: int | None = None, block: int = 0, scales: str = "float32",
+                either_sign: bool = False) -> Grid:
     """The min-max grid of a weight: one range for all, per channel of ``axis``, or per block of ``block`` along ``axis``.
 
-    Signed where symmetric, else unsigned, as onnxruntime's kernels want it. scales: the dtype that they will be stored in.
-    Raises Refused on NaN or infinity.
+    Signed where symmetric, else unsigned, as onnxruntime's kernels want it. scales: the dtype that they will be stored in. either_sign:
+    whether those of a symmetric grid may be below 0, so that all of its codes are used (``from_farthest``). Raises Refused on NaN or
+    infinity.
     """
     low, high = _extremes(weight, axis, block)
     if not (np.all(np.isfinite(low)) and np.all(np.isfinite(high))):  # both pass NaN on
         raise Refused("quantise a weight", found="NaN or infinity in it", do="repair or retrain the model")
+    if symmetric and either_sign:
+        scale = from_farthest(low, high, bits=bits, scales=scales)
+        return Grid(bits, True, scale, np.zeros(scale.shape, np.int32), axis, block)
     scale, zero = from_range(low, high, bits=bits, signed=symmetric, symmetric=symmetric, scales=scales)
     return Grid(bits, symmetric, scale, zero, axis, block)
 
@@ -244,8 +264,8 @@ def block_count(length: int, block: int) -> int:
     return -(-length // block)
 
 
-def _positive(scale: NDArray[np.float64]) -> Floats:
-    return np.where(scale > SMALLEST_SCALE, scale, 1.0).astype(np.float32)
+def _usable(scale: NDArray[np.float64]) -> Floats:
+    return np.where(np.abs(scale) > SMALLEST_SCALE, scale, 1.0).astype(np.float32)
 
 
 def _extremes(weight: Array, axis: int | None, block: int) -> tuple[Array, Array]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from whet.compress.adam import Adam
 from whet.compress.grid import Floats, Grid, Quantised
 from whet.compress.views import Block
-from whet.compress.weight_search import grouped
+from whet.compress.weight_search import grouped, wider_shares
 from whet.core.errors import Refused
 from whet.core.progress import task
 
@@ -51,21 +51,26 @@ class Rounding:
     """A weight [out, in] on its way to a grid. Groups of ``block`` along the inputs share a scale; 0: all of a row.
 
     v: [out, groups, block] how far each weight is moved before it is rounded, in steps of its grid. shares: [2, out, groups, 1], alpha and
-    beta: how much of the group's least and of its largest number the grid reaches to; symmetric grids look at alpha alone.
-    scales: the dtype that the scales will be stored in. A ragged last group is filled up with 0. Raises Refused on NaN or infinity.
+    beta: how much of the group's least and of its largest number the grid reaches to; symmetric grids look at alpha alone, as a share of
+    ``full``. scales: the dtype that the scales will be stored in. either_sign: as in ``grid.weight_grid``; alpha may then be as large as
+    ``widest``, where the highest code reaches as far as the lowest one does at 1. A ragged last group is filled up with 0. Raises Refused
+    on NaN or infinity.
     """
 
     def __init__(self, weight: Floats, *, bits: int, block: int, symmetric: bool, scales: str = "float32",
-                 share: Floats | None = None) -> None:
+                 either_sign: bool = False, share: Floats | None = None) -> None:
         self.columns, self.bits, self.block, self.symmetric, self.scales = weight.shape[1], bits, block, symmetric, scales
         self.weight = torch.tensor(grouped(weight, block))
         low, high = self.weight.amin(-1, keepdim=True).clamp(max=0), self.weight.amax(-1, keepdim=True).clamp(min=0)
-        self.low, self.high = (-torch.maximum(-low, high), torch.maximum(-low, high)) if symmetric else (low, high)
-        self.lowest, self.highest = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if symmetric else (0, (1 << bits) - 1)
         if not bool(torch.isfinite(low + high).all()):
             raise Refused("quantise a weight", found="NaN or infinity in it", do="repair or retrain the model")
+        self.lowest, self.highest = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if symmetric else (0, (1 << bits) - 1)
+        self.low, self.high = low, high
+        every_code = symmetric and either_sign
+        self.full = torch.where(high > -low, high, low) / self.lowest if every_code else torch.maximum(-low, high) / self.highest
+        self.widest = max(wider_shares(bits)) if every_code else 1.0
         self.v = torch.zeros_like(self.weight, requires_grad=True)
-        start = torch.ones_like(self.low) if share is None else torch.tensor(share).reshape(self.low.shape)
+        start = torch.ones_like(low) if share is None else torch.tensor(share).reshape(low.shape)
         self.shares = torch.stack([start, start]).requires_grad_()
 
     @classmethod
@@ -78,14 +83,14 @@ class Rounding:
         scale, zero = (torch.tensor(part, dtype=torch.float32).reshape(found.low.shape) for part in (grid.scale, grid.zero_point))
         steps = torch.tensor(grouped(made.values, grid.block)) / scale
         found.weight = torch.maximum(torch.minimum(found.weight / scale, steps + WITHIN), steps - WITHIN) * scale
-        found.low, found.high = (-zero if not grid.signed else -found.highest) * scale, (found.highest - zero) * scale
+        found.low, found.high, found.full = -zero * scale, (found.highest - zero) * scale, scale
         return found
 
     def grid(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point, [out, groups, 1]; the scale is a number of the dtype it is stored in. Gradients go straight through."""
         alpha, beta = self.shares
         if self.symmetric:
-            return storable(alpha * self.high / self.highest, self.scales), torch.zeros_like(alpha)
+            return storable(alpha * self.full, self.scales), torch.zeros_like(alpha)
         scale = storable((beta * self.high - alpha * self.low) / self.highest, self.scales)
         zero = -alpha * self.low / scale
         return scale, _straight(zero, zero.detach().round().clamp(0, self.highest))
@@ -110,11 +115,11 @@ class Rounding:
 
 def storable(scale: Tensor, dtype: str) -> Tensor:
     """As ``grid.storable``, with the gradient of what was not rounded; a group of zeros gets scale 1."""
-    scale = torch.where(scale > torch.finfo(torch.float32).tiny, scale, 1.0)
+    scale = torch.where(scale.abs() > torch.finfo(torch.float32).tiny, scale, 1.0)
     if dtype == "float32":
         return scale
     kind = np.finfo(np.dtype(dtype))
-    stored = scale.detach().clamp(float(kind.smallest_subnormal), float(kind.max))
+    stored = scale.detach().abs().clamp(float(kind.smallest_subnormal), float(kind.max)).copysign(scale.detach())
     return _straight(scale, stored.to(getattr(torch, dtype)).float())
 
 
@@ -197,11 +202,12 @@ def _stepping(weights: Mapping[str, Rounding], moving: bool) -> Iterator[Callabl
     sets the rate of the steps to come.
     """
     kind: type[Adam] | type[Signs] = Adam if moving else Signs
-    reach, widest = (math.inf, math.inf) if moving else (0.5, 1.0)
+    reach = math.inf if moving else 0.5
     own: list[tuple[Adam | Signs, float]] = []  # and its rate as a share of that of the weights
     hooks = []
     for each in weights.values():
         slower = 1 / (each.highest - each.lowest) if moving else 1.0
+        widest = math.inf if moving else each.widest
         for variable, least, most, share in ((each.v, -reach, reach, 1.0), (each.shares, LEAST_SHARE, widest, slower)):
             own.append((kind(variable, 0.0), share))
             hooks.append(variable.register_post_accumulate_grad_hook(step_within(own[-1][0], least, most)))

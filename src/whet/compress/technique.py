@@ -58,7 +58,8 @@ class LayerView:
     weight: [out, ...] float32, output channels first, or None where the layer has none. bias: [out] or None.
     grid: where the weight already lies, flattened to [out, in], because an earlier step rounded it; None where it is in float.
     inputs, output: statistics of its activations, None where they were not asked for or are not floating point.
-    scales: the dtype that the body stores the scales of a rounded weight in; a grid must be made of such numbers.
+    scales: the dtype that the body stores the scales of a rounded weight in; a grid must be made of such numbers. either_sign: whether
+    what the body is for reads scales below 0, so that symmetric grids may use all of their codes.
     """
 
     name: str
@@ -69,6 +70,7 @@ class LayerView:
     output: Statistics | None = None
     grid: Grid | None = None
     scales: str = "float32"
+    either_sign: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,31 +16,41 @@ BESIDE = (0.04, 0.02)
 POWER = np.float32(2.5)
 
 
-def searched_grid(weight: Floats, *, bits: int, symmetric: bool = True, axis: int | None = 0, block: int = 0,
-                  scales: str = "float32") -> Grid:
+def searched_grid(weight: Floats, *, bits: int, symmetric: bool = True, axis: int | None = 0, block: int = 0, scales: str = "float32",
+                  either_sign: bool = False) -> Grid:
     """The grid of a weight [out, in] with, for each scale on its own, the share of min-max that has the least sum |w - w'|^2.5.
 
     axis: 0 for a scale a row, 1 with ``block`` for one a block, None for one. scales: the dtype that they will be stored in, as all
     that are tried are. A symmetric grid with a share below 1 uses its lowest code too (-8 of 4 bits), which min-max leaves out: wide grids
-    are among those tried. Cost: 15 roundings of the weight, piece by piece in the cache of two cores; memory: the scales.
+    are among those tried. either_sign: as in ``weight_grid``; min-max uses all codes then, and shares above 1 are tried too.
+    Cost: 15 roundings of the weight (17 with either sign), piece by piece in the cache of two cores; memory: the scales.
     """
-    full = weight_grid(weight, bits=bits, symmetric=symmetric, axis=axis, block=block, scales=scales)
+    full = weight_grid(weight, bits=bits, symmetric=symmetric, axis=axis, block=block, scales=scales, either_sign=either_sign)
+    wider = wider_shares(bits) if symmetric and either_sign else ()
     rows = weight.reshape(1, -1) if axis is None else weight
     before, zero = full.scale.reshape(len(rows), -1), full.zero_point.reshape(len(rows), -1)
     best = np.empty_like(before)
 
     def part(some: Rows) -> None:
-        best[some] = _best(grouped(rows[some], block), before[some], zero[some].astype(np.float32), full, scales)
+        best[some] = _best(grouped(rows[some], block), before[some], zero[some].astype(np.float32), full, scales, wider)
 
     in_parts(rows, part)
     scale = np.asarray(best.reshape(full.scale.shape))
     return Grid(bits, full.signed, scale, full.zero_point, axis, block)
 
 
-def _best(weight: Floats, scale: Floats, zero: Floats, grid: Grid, scales: str) -> Floats:
+def wider_shares(bits: int) -> tuple[float, ...]:
+    """Shares above 1 that are worth a try on a grid whose lowest code is the number farthest from 0: the one with which the highest code
+    reaches as far, so that nothing is cut off on that side either, and one between.
+    """
+    most = (1 << (bits - 1)) / ((1 << (bits - 1)) - 1)
+    return most, (1 + most) / 2
+
+
+def _best(weight: Floats, scale: Floats, zero: Floats, grid: Grid, scales: str, wider: tuple[float, ...]) -> Floats:
     """[rows, groups] the scale of each group of [rows, groups, block] that has the least error."""
     least, share, best = np.full(scale.shape, np.inf, np.float32), np.ones(scale.shape, np.float32), scale
-    for tried in _shares(share):
+    for tried in _shares(share, wider):
         found = storable(scale * tried, scales)
         error = _errors(weight, found, zero, grid)
         better = error < least
@@ -50,13 +60,14 @@ def _best(weight: Floats, scale: Floats, zero: Floats, grid: Grid, scales: str) 
     return best
 
 
-def _shares(share: Floats) -> Iterator[Floats]:
+def _shares(share: Floats, wider: tuple[float, ...]) -> Iterator[Floats]:
     """What to try; ``share`` holds the best of each group so far, whenever the next is asked for."""
-    for each in SHARES:
+    most = np.float32(max((1.0, *wider)))
+    for each in (*wider, *SHARES):
         yield np.full_like(share, each)
     for step in BESIDE:
         middle = share.copy()
-        yield np.minimum(middle + np.float32(step), 1)
+        yield np.minimum(middle + np.float32(step), most)
         yield middle - np.float32(step)
 
 
@@ -65,7 +76,7 @@ def _errors(weight: Floats, scale: Floats, zero: Floats, grid: Grid) -> Floats:
     steps = steps_to_nearest(weight, scale[..., None], zero[..., None], grid)
     np.abs(steps, out=steps)
     squares = np.square(steps)
-    return np.asarray(np.einsum("rgi,rgi->rg", squares, np.sqrt(steps, out=steps)) * scale**POWER)
+    return np.asarray(np.einsum("rgi,rgi->rg", squares, np.sqrt(steps, out=steps)) * np.abs(scale) ** POWER)
 
 
 def grouped(weight: Array, block: int) -> Floats:

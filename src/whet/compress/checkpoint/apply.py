@@ -154,7 +154,7 @@ def _rounded(checkpoint: Checkpoint, layer: str, steps: Sequence[Resolved], targ
     used, options = [(each.used, each.options[layer]) for each in steps if layer in each.options][-1]
 
     def made(numbers: Array) -> Quantised | Coded | Array:
-        weight = used.apply(LayerView(layer, "Linear", numbers, scales=SCALES), target, **options).weight
+        weight = used.apply(LayerView(layer, "Linear", numbers, scales=SCALES, either_sign=True), target, **options).weight
         assert weight is not None
         return weight
 

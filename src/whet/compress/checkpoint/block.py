@@ -79,7 +79,7 @@ class BlockAtWork:
         """The layer as techniques see it."""
         bias = getattr(self.module.get_submodule(layer), "bias", None)
         return LayerView(self.whole(layer), "Linear", self.weight(layer).contiguous().numpy(), None if bias is None else bias.numpy(),
-                         scales=SCALES)
+                         scales=SCALES, either_sign=True)
 
     def put(self, layer: str, made: Quantised | Coded | Array, activations: int = 0) -> None:
         """The rounded weight in the place of the one before. activations: how the layer reads its inputs from now on (``Layout``)."""

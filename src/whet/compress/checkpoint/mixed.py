@@ -100,7 +100,8 @@ def sensitivities(checkpoint: Checkpoint, names: Sequence[str], widths: Sequence
         if layer not in chosen:
             return {}
         numbers = np.ascontiguousarray(weight.detach().numpy())
-        grids = {width: grid_of(numbers, bits=width, block=block, symmetric=symmetric, search=True, scales=SCALES) for width in widths}
+        grids = {width: grid_of(numbers, bits=width, block=block, symmetric=symmetric, search=True, scales=SCALES, either_sign=True)
+                 for width in widths}
         return {str(width): torch.from_numpy(quantise(numbers, grid).values - numbers) for width, grid in grids.items()}
 
     found = harms(checkpoint, short(windows_of(checkpoint, calibration, most=COUNT)), changes)

@@ -76,12 +76,12 @@ def _begun(layer: LayerView, before: Quantised | None, bits: int, block: int, sy
     weight = flat_weight(layer)
     if before is not None and (before.grid.bits, before.grid.signed, before.grid.block) == (bits, symmetric, block):
         return Rounding.of(before, weight, layer.scales)
-    share = _shares(weight, bits, block, symmetric) if search else None
-    return Rounding(weight, bits=bits, block=block, symmetric=symmetric, scales=layer.scales, share=share)
+    share = _shares(weight, bits, block, symmetric, layer.either_sign) if search else None
+    return Rounding(weight, bits=bits, block=block, symmetric=symmetric, scales=layer.scales, either_sign=layer.either_sign, share=share)
 
 
-def _shares(weight: Floats, bits: int, block: int, symmetric: bool) -> Floats:
+def _shares(weight: Floats, bits: int, block: int, symmetric: bool, either_sign: bool) -> Floats:
     """The share of minimum and maximum that each group's searched grid keeps, in the shape of its scales."""
-    axis = 1 if block else 0
-    found = searched_grid(weight, bits=bits, symmetric=symmetric, axis=axis, block=block)
-    return found.scale / weight_grid(weight, bits=bits, symmetric=symmetric, axis=axis, block=block).scale
+    searched, full = (make(weight, bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block, either_sign=either_sign).scale
+                      for make in (searched_grid, weight_grid))
+    return searched / full

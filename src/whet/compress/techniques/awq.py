@@ -12,7 +12,7 @@ from whet.compress.grid import Array, Floats, Grid, Rows, fake_quantise, in_part
 from whet.compress.technique import LANGUAGE_OPS, Change, Foresight, LayerView, Search, rounded_matrix
 from whet.compress.techniques.gptq import flat_weight
 from whet.compress.views import Scaled, SharedGram
-from whet.compress.weight_search import grouped
+from whet.compress.weight_search import grouped, wider_shares
 from whet.core.inventory import Layer
 from whet.core.target import Target
 
@@ -67,7 +67,8 @@ def _factors(view: SharedGram, *, bits: int, block: int, symmetric: bool, points
     some = [weight[_spread_over(len(weight))] for weight in weights]
 
     def error(of: Sequence[Floats], factors: Floats) -> float:
-        return sum(_error(weight, factors, view.gram, bits=bits, block=block, symmetric=symmetric, scales=layer.scales, clip=clip)
+        return sum(_error(weight, factors, view.gram, bits=bits, block=block, symmetric=symmetric, scales=layer.scales, clip=clip,
+                          either_sign=layer.either_sign)
                    for weight, layer in zip(of, view.layers, strict=True))
 
     tried = [candidate(view.magnitudes, point / points) for point in range(points)]
@@ -89,47 +90,52 @@ def _spread_over(rows: int) -> Array:
     return np.unique(np.linspace(0, rows - 1, min(rows, ROWS)).round().astype(np.int64))
 
 
-def _error(weight: Floats, factors: Floats, gram: Floats, *, bits: int, block: int, symmetric: bool, scales: str, clip: bool) -> float:
+def _error(weight: Floats, factors: Floats, gram: Floats, *, bits: int, block: int, symmetric: bool, scales: str, clip: bool,
+           either_sign: bool = False) -> float:
     """tr(E H E^T), the mean squared error of the layer's output, with E = W - Q(W s) / s."""
     scaled = weight * factors
-    grid = _grid(scaled, gram / np.outer(factors, factors) if clip else None, bits=bits, block=block, symmetric=symmetric, scales=scales)
+    moments = gram / np.outer(factors, factors) if clip else None
+    grid = _grid(scaled, moments, bits=bits, block=block, symmetric=symmetric, scales=scales, either_sign=either_sign)
     lost = weight - fake_quantise(scaled, grid) / factors
     return float(np.einsum("oi,oi->", lost @ gram, lost, dtype=np.float64))
 
 
 def _rounded(layer: LayerView, gram: Floats, *, bits: int, block: int, symmetric: bool, clip: bool) -> Change:
     weight = flat_weight(layer)
-    grid = _grid(weight, gram if clip else None, bits=bits, block=block, symmetric=symmetric, scales=layer.scales)
+    grid = _grid(weight, gram if clip else None, bits=bits, block=block, symmetric=symmetric, scales=layer.scales,
+                 either_sign=layer.either_sign)
     return Change(weight=quantise(weight, grid))
 
 
-def _grid(weight: Floats, gram: Floats | None, *, bits: int, block: int, symmetric: bool, scales: str) -> Grid:
+def _grid(weight: Floats, gram: Floats | None, *, bits: int, block: int, symmetric: bool, scales: str, either_sign: bool) -> Grid:
     """The grid of a weight [out, in], with ends that are searched where the moments [in, in] of what it reads are given."""
-    full = weight_grid(weight, bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block, scales=scales)
-    return full if gram is None else clipped(weight, gram, full, scales=scales)
+    full = weight_grid(weight, bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block, scales=scales, either_sign=either_sign)
+    wider = wider_shares(bits) if symmetric and either_sign else ()
+    return full if gram is None else clipped(weight, gram, full, scales=scales, wider=wider)
 
 
-def clipped(weight: Floats, gram: Floats, full: Grid, *, scales: str) -> Grid:
+def clipped(weight: Floats, gram: Floats, full: Grid, *, scales: str, wider: tuple[float, ...] = ()) -> Grid:
     """The grid of a weight [out, in] with, for each scale on its own, the share of ``full`` that has the least error e H_b e^T: what the
-    scale's numbers alone do to the output. gram: [in, in]. A share below 1 uses the lowest code too.
+    scale's numbers alone do to the output. gram: [in, in]. A share below 1 uses the lowest code too. wider: shares above 1 to try.
     """
     length = full.block or weight.shape[1]
     before, zero = full.scale.reshape(len(weight), -1), full.zero_point.reshape(len(weight), -1)
     moments = _own_moments(gram, length)
+    shares = (*wider, *(1 - step / SHARES for step in range(round(LEAST_SHARE * SHARES))))
     best: Floats = np.empty_like(before)
 
     def part(rows: Rows) -> None:
-        best[rows] = _best(grouped(weight[rows], full.block), moments, before[rows], zero[rows].astype(np.float32), full, scales)
+        best[rows] = _best(grouped(weight[rows], full.block), moments, before[rows], zero[rows].astype(np.float32), full, scales, shares)
 
     in_parts(weight, part)
     return replace(full, scale=np.asarray(best.reshape(full.scale.shape)))
 
 
-def _best(weight: Floats, moments: Floats, scale: Floats, zero: Floats, grid: Grid, scales: str) -> Floats:
+def _best(weight: Floats, moments: Floats, scale: Floats, zero: Floats, grid: Grid, scales: str, shares: tuple[float, ...]) -> Floats:
     """[rows, groups] the scales of a weight [rows, groups, block] with the least errors."""
     least, best = np.full(scale.shape, np.inf, np.float32), scale
-    for step in range(round(LEAST_SHARE * SHARES)):
-        tried = storable(scale * np.float32(1 - step / SHARES), scales)
+    for share in shares:
+        tried = storable(scale * np.float32(share), scales)
         values = (nearest_codes(weight, tried[..., None], zero[..., None], grid) - zero[..., None]) * tried[..., None]
         lost = (weight - values).transpose(1, 0, 2)  # [groups, rows, block]
         error = np.einsum("gri,gri->rg", lost @ moments, lost)

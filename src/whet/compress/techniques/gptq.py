@@ -67,7 +67,8 @@ def gptq(view: GramView, target: Target, *,
     weight, groups, kernel = flat_weight(view.layer), len(view.gram), {"accuracy_level": accuracy_level}
     compute = "dynamic" if activations else "float32"
     block = block if groups else 0
-    grid = grid_of(weight, bits=min(bits, target.weight_bits), block=block, symmetric=symmetric, search=search, scales=view.layer.scales)
+    grid = grid_of(weight, bits=min(bits, target.weight_bits), block=block, symmetric=symmetric, search=search, scales=view.layer.scales,
+                   either_sign=view.layer.either_sign)
     if view.rows == 0 or view.rows < enough * weight.shape[1]:
         if groups:
             seen = f"only {view.rows} input vectors for {weight.shape[1]} inputs" if view.rows else "no inputs"
@@ -97,10 +98,11 @@ def foresee(layer: Layer, target: Target, *, bits: int = 4, block: int = 0, symm
     return Foresight(True, dtype, "float32", stored_bits(width), block if lined_up else 0, found.runs_as, note)
 
 
-def grid_of(weight: Floats, *, bits: int, block: int, symmetric: bool, search: bool, scales: str = "float32") -> Grid:
-    """The grid of a weight [out, in]: a scale for each output channel, or for each block of it. scales: the dtype they are stored in."""
+def grid_of(weight: Floats, *, bits: int, block: int, symmetric: bool, search: bool, scales: str = "float32",
+            either_sign: bool = False) -> Grid:
+    """The grid of a weight [out, in]: a scale for each output channel, or for each block of it. scales, either_sign: as in LayerView."""
     make = searched_grid if search else weight_grid
-    return make(weight, bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block, scales=scales)
+    return make(weight, bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block, scales=scales, either_sign=either_sign)
 
 
 def _tensor(array: Array) -> Tensor:

@@ -42,7 +42,8 @@ def hqq(layer: LayerView, target: Target, *,
     """
     weight = flat_weight(layer)
     block = block if layer.op in plain.BLOCK_OPS and layer.weight is not None and layer.weight.ndim == 2 else 0
-    start = weight_grid(weight, bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block, scales=layer.scales)
+    start = weight_grid(weight, bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block, scales=layer.scales,
+                        either_sign=layer.either_sign)
     count = _counts(weight.shape[1], block)
     scale, zero = start.scale.reshape(len(weight), -1).copy(), start.zero_point.reshape(len(weight), -1).copy()
 
@@ -91,7 +92,7 @@ def _shrunk(error: Floats, norm: float, beta: float) -> Floats:
 def _scale(steps: Floats, wanted: Floats, before: Floats, scales: str) -> Floats:
     """The scale with which so many steps come nearest to what is wanted, in squares; what it was where there are none."""
     along, length = np.einsum("rgi,rgi->rg", steps, wanted), np.einsum("rgi,rgi->rg", steps, steps)
-    good = along > before * length * np.float32(1e-3)
+    good = along * np.sign(before) > np.abs(before) * length * np.float32(1e-3)  # its sign stays
     return storable(np.divide(along, length, out=before.copy(), where=good), scales)
 
 

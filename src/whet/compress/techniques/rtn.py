@@ -39,7 +39,7 @@ def rtn(layer: LayerView, target: Target, *,
     """
     weight = flat_weight(layer)
     block = block if layer.op in BLOCK_OPS and layer.weight is not None and layer.weight.ndim == 2 else 0
-    grid = grid_of(weight, bits=bits, block=block, symmetric=symmetric, search=search, scales=layer.scales)
+    grid = grid_of(weight, bits=bits, block=block, symmetric=symmetric, search=search, scales=layer.scales, either_sign=layer.either_sign)
     return Change(weight=quantise(weight, grid), compute="dynamic" if activations else "float32")
 
 

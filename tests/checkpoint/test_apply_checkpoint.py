@@ -85,12 +85,28 @@ def test_each_layer_is_what_the_technique_makes_of_it(models: Models, tmp_path: 
     used = technique(name)
     for layer in linear(before)[:5]:
         weight = before.weight(layer).numpy()
-        wanted = used.apply(LayerView(layer, "Linear", weight, scales="float16"), HOST, **used.checked(options)).weight
+        wanted = used.apply(LayerView(layer, "Linear", weight, scales="float16", either_sign=True), HOST, **used.checked(options)).weight
         found = made.rounded(layer)
         assert isinstance(found, Quantised | Coded)
         assert np.array_equal(found.codes, wanted.codes)
         assert found.values.tobytes() == wanted.values.tobytes()
         assert float(np.abs(found.values - weight).max()) < float(np.abs(weight).max())
+
+
+@pytest.mark.parametrize("name", ["rtn", "gptq", "awq", "hqq", "autoround"])
+def test_symmetric_grids_of_layers_and_tables_use_every_code(models: Models, tmp_path: Path, name: str) -> None:
+    before = open_checkpoint(models("llama"))
+    text = saved_tokens(tmp_path)
+    few = {"steps": 2, "samples": 4} if name == "autoround" else {}
+    table = step("rtn", "op:Embedding", bits=4, block=16)
+    layers = step(name, "op:Linear", bits=4, block=16, symmetric=True, **few)
+    made = applied(before.folder, tmp_path / "out", table, layers, calibration=text)
+    assert set(made.layouts) == {*linear(before), before.family.embedding}
+    for layer in made.layouts:
+        found = made.rounded(layer)
+        assert isinstance(found, Quantised)
+        assert set(np.unique(found.codes)) == set(range(-8, 8))
+        assert set(np.sign(found.grid.scale).ravel()) == {-1, 1}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -163,7 +179,8 @@ def test_what_is_rounded_already_can_be_rounded_again(models: Models, tmp_path: 
     assert set(made.layouts.values()) == {stored.Layout("int", 4, 16)}
     assert {name for name in made.entries if "quant_state" in name or name.endswith("absmax")} == set()
     layer = linear(made)[2]
-    wanted = technique("rtn").apply(LayerView(layer, "Linear", before.weight(layer).numpy(), scales="float16"), HOST, bits=4, block=16)
+    view = LayerView(layer, "Linear", before.weight(layer).numpy(), scales="float16", either_sign=True)
+    wanted = technique("rtn").apply(view, HOST, bits=4, block=16)
     assert torch.equal(made.weight(layer), torch.from_numpy(wanted.weight.values))
     assert read_artifact(tmp_path / "out").parent == read_artifact(tmp_path / "first").artifact_id
 

@@ -63,7 +63,7 @@ def test_rows_rounded_in_pieces_are_those_rounded_at_once(rows: int, columns: in
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)).half()
 
     def make(numbers: Floats) -> Quantised:
-        return quantise(numbers, weight_grid(numbers, bits=4, axis=1 if block else 0, block=block, scales="float16"))
+        return quantise(numbers, weight_grid(numbers, bits=4, axis=1 if block else 0, block=block, scales="float16", either_sign=True))
 
     found, whole = rounded_by_rows(weight, make), make(weight.float().numpy())
     assert np.array_equal(found.codes, whole.codes)

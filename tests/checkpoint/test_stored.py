@@ -29,7 +29,8 @@ Array = np.ndarray[Any, Any]
 def rounded(size: tuple[int, int], bits: int, group: int, symmetric: bool, seed: int = 0) -> Quantised:
     """Random numbers on a grid of float16 scales, and codes at both of its ends."""
     weight = np.random.default_rng(seed).standard_normal(size).astype(np.float32)
-    grid = weight_grid(weight, bits=bits, symmetric=symmetric, axis=1 if group else 0, block=group, scales="float16")
+    grid = weight_grid(weight, bits=bits, symmetric=symmetric, axis=1 if group else 0, block=group, scales="float16",
+                       either_sign=True)
     found = quantise(weight, grid)
     found.codes.flat[:: 3] = grid.lowest
     found.codes.flat[1:: 5] = grid.highest

@@ -98,7 +98,7 @@ def pieces(first: str = "▁") -> Tokenizer:
 
 def half_grid(weight: Floats, *, bits: int, group: int, symmetric: bool) -> Grid:
     """The min-max grid of a weight [out, in] with float16 scales, as checkpoints store them. group 0: the row."""
-    found = weight_grid(weight, bits=bits, symmetric=symmetric, axis=1 if group else 0, block=group)
+    found = weight_grid(weight, bits=bits, symmetric=symmetric, axis=1 if group else 0, block=group, either_sign=True)
     return Grid(bits, symmetric, found.scale.astype(np.float16).astype(np.float32), found.zero_point, found.axis, found.block)
 
 

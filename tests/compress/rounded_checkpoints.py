@@ -39,7 +39,7 @@ def plain_rounding(bits: int, block: int, *, symmetric: bool = True) -> Callable
     """Rounds to the nearest number of a grid of float16 scales; block 0 is one scale a row."""
 
     def rounded(weight: torch.Tensor) -> Quantised:
-        grid = weight_grid(weight.numpy(), bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block)
+        grid = weight_grid(weight.numpy(), bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block, either_sign=True)
         return quantise(weight.numpy(), replace(grid, scale=grid.scale.astype(np.float16).astype(np.float32)))
 
     return rounded

@@ -30,7 +30,8 @@ from whet.device.targets import target
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 HOST = target("host")
-SHAPES = [(bits, block, symmetric) for bits in (2, 3, 4, 8) for block in (0, 16) for symmetric in (True, False)]
+KINDS = [(True, False), (True, True), (False, False)]  # symmetric, with scales of either sign
+SHAPES = [(bits, block, *kind) for bits in (2, 3, 4, 8) for block in (0, 16) for kind in KINDS]
 
 
 def numbers(*shape: int, seed: int = 0) -> Any:
@@ -57,8 +58,8 @@ def moved(rounding: Rounding, seed: int = 1) -> Rounding:
     return rounding
 
 
-def slow_copy(rounding: Rounding, weight: Any) -> slow.Matrix:
-    matrix = slow.Matrix(weight, rounding.bits, rounding.block, rounding.symmetric, rounding.scales == "float16")
+def slow_copy(rounding: Rounding, weight: Any, either_sign: bool) -> slow.Matrix:
+    matrix = slow.Matrix(weight, rounding.bits, rounding.block, rounding.symmetric, rounding.scales == "float16", either_sign)
     for row, groups in enumerate(matrix.groups):
         for index, group in enumerate(groups):
             group.v = rounding.v[row, index, : len(group.weights)].tolist()
@@ -75,9 +76,9 @@ def error_of(block: Block, made: Quantised) -> float:
 # -- one weight ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("bits", "block", "symmetric"), SHAPES)
-def test_what_is_learned_is_what_is_stored(bits: int, block: int, symmetric: bool) -> None:
-    rounding = moved(Rounding(numbers(6, 40), bits=bits, block=block, symmetric=symmetric, scales="float16"))
+@pytest.mark.parametrize(("bits", "block", "symmetric", "either_sign"), SHAPES)
+def test_what_is_learned_is_what_is_stored(bits: int, block: int, symmetric: bool, either_sign: bool) -> None:
+    rounding = moved(Rounding(numbers(6, 40), bits=bits, block=block, symmetric=symmetric, scales="float16", either_sign=either_sign))
     made = rounding.rounded()
     assert np.array_equal(made.values, rounding.values().detach().numpy())
     assert np.array_equal(made.grid.scale, made.grid.scale.astype(np.float16).astype(np.float32))
@@ -87,23 +88,27 @@ def test_what_is_learned_is_what_is_stored(bits: int, block: int, symmetric: boo
     assert made.grid.scale.shape == ((6, 3) if block else (6,))
 
 
-@pytest.mark.parametrize(("bits", "block", "symmetric"), SHAPES)
-def test_it_begins_with_plain_rounding(bits: int, block: int, symmetric: bool) -> None:
+@pytest.mark.parametrize(("bits", "block", "symmetric", "either_sign"), SHAPES)
+def test_it_begins_with_plain_rounding(bits: int, block: int, symmetric: bool, either_sign: bool) -> None:
     weight = numbers(6, 40)
+    weight[::2] *= -1
     weight[2, :16] = 0  # a group without width
-    made = Rounding(weight, bits=bits, block=block, symmetric=symmetric, scales="float16").rounded()
-    grid = weight_grid(weight, bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block, scales="float16")
+    made = Rounding(weight, bits=bits, block=block, symmetric=symmetric, scales="float16", either_sign=either_sign).rounded()
+    grid = weight_grid(weight, bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block, scales="float16",
+                       either_sign=either_sign)
+    assert (grid.scale < 0).any() == either_sign
     assert np.array_equal(made.grid.scale, grid.scale)
     assert np.array_equal(made.grid.zero_point, grid.zero_point)
     assert np.array_equal(made.codes, quantise(weight, grid).codes)
 
 
 @pytest.mark.parametrize("scales", ["float16", "float32"])
-@pytest.mark.parametrize(("bits", "block", "symmetric"), SHAPES)
-def test_values_and_gradients_agree_with_the_slow_paper(bits: int, block: int, symmetric: bool, scales: str) -> None:
+@pytest.mark.parametrize(("bits", "block", "symmetric", "either_sign"), SHAPES)
+def test_values_and_gradients_agree_with_the_slow_paper(bits: int, block: int, symmetric: bool, either_sign: bool, scales: str) -> None:
     weight, upstream = numbers(5, 40), numbers(5, 40, seed=2)
-    rounding = moved(Rounding(weight, bits=bits, block=block, symmetric=symmetric, scales=scales))
-    matrix = slow_copy(rounding, weight)
+    weight[::2] *= -1
+    rounding = moved(Rounding(weight, bits=bits, block=block, symmetric=symmetric, scales=scales, either_sign=either_sign))
+    matrix = slow_copy(rounding, weight, either_sign)
     found = rounding.values()
     torch.autograd.backward([found], [torch.tensor(upstream)])
     assert np.allclose(found.detach().numpy(), matrix.values, rtol=1e-5, atol=1e-6)
@@ -119,14 +124,16 @@ def test_values_and_gradients_agree_with_the_slow_paper(bits: int, block: int, s
 # -- learning --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("bits", "symmetric"), [(2, False), (3, True), (4, False)])
-def test_learning_agrees_with_the_slow_paper(bits: int, symmetric: bool) -> None:
+@pytest.mark.parametrize(("bits", "symmetric", "either_sign"), [(2, False, False), (3, True, False), (4, False, False), (2, True, True),
+                                                                (3, True, True)])
+def test_learning_agrees_with_the_slow_paper(bits: int, symmetric: bool, either_sign: bool) -> None:
     weight, inputs = numbers(3, 40), numbers(24, 40, seed=1)
     block, schedule = product(weight, inputs), Schedule(steps=12, batch=4, windows=20, rate=0.08, seed=3)
-    made = learn(block, {"one": Rounding(weight, bits=bits, block=16, symmetric=symmetric, scales="float16")}, schedule)["one"]
+    begun = Rounding(weight, bits=bits, block=16, symmetric=symmetric, scales="float16", either_sign=either_sign)
+    made = learn(block, {"one": begun}, schedule)["one"]
     generator = torch.Generator().manual_seed(3)
     batches = [torch.randint(20, (4,), generator=generator).tolist() for _ in range(12)]
-    codes, scales = slow.learned(slow.Matrix(weight, bits, 16, symmetric, True), inputs.astype(np.float64),
+    codes, scales = slow.learned(slow.Matrix(weight, bits, 16, symmetric, True, either_sign), inputs.astype(np.float64),
                                  block.targets.numpy().astype(np.float64), batches=batches, rate=0.08, every=1,
                                  probe=np.linspace(0, 19, 8).round().astype(int).tolist())
     assert np.array_equal(made.grid.scale, scales.astype(np.float32))
@@ -142,10 +149,11 @@ def test_learning_loses_less_than_plain_rounding_on_other_inputs(moving: bool) -
     assert error_of(product(weight, others), made) < 0.75 * error_of(product(weight, others), plain)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("symmetric", "either_sign"), KINDS)
 @pytest.mark.parametrize("block", [0, 16])
-def test_it_goes_on_from_what_a_step_before_has_rounded(block: int, symmetric: bool) -> None:
-    grid = searched_grid(numbers(6, 40), bits=3, symmetric=symmetric, axis=1 if block else 0, block=block, scales="float16")
+def test_it_goes_on_from_what_a_step_before_has_rounded(block: int, symmetric: bool, either_sign: bool) -> None:
+    grid = searched_grid(numbers(6, 40), bits=3, symmetric=symmetric, axis=1 if block else 0, block=block, scales="float16",
+                         either_sign=either_sign)
     codes = np.random.default_rng(3).integers(grid.lowest, grid.highest + 1, (6, 40))
     given = Quantised(codes.astype(np.int8 if symmetric else np.uint8), grid)
     rounding = Rounding.of(given, numbers(6, 40), "float16")
@@ -203,6 +211,14 @@ def test_variables_stay_within_their_ends() -> None:
     assert float(rounding.v.detach().abs().max()) == 0.5
     assert float(rounding.shares.detach().max()) <= 1.0
     assert float(rounding.shares.detach().min()) >= 0.01
+
+
+@pytest.mark.parametrize(("bits", "widest"), [(2, 1.0), (3, 4 / 3), (4, 8 / 7)])
+def test_a_grid_of_either_sign_widens_until_its_highest_code_reaches_as_far(bits: int, widest: float) -> None:
+    weight, inputs = numbers(8, 32), numbers(64, 32, seed=1)
+    rounding = Rounding(weight, bits=bits, block=0, symmetric=True, either_sign=True)
+    learn(product(weight, 0.5 * inputs, inputs), {"one": rounding}, Schedule(30, 16, 64, 0.3))  # weights twice as large are wanted
+    assert float(rounding.shares[0].detach().max()) == pytest.approx(widest)
 
 
 def test_only_as_many_windows_as_were_asked_for_are_looked_at() -> None:

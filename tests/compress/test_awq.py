@@ -33,8 +33,9 @@ def matrices(*rows: int, width: int = 44) -> list[Array]:
     return [random.standard_normal((count, width)).astype(np.float32) for count in rows]
 
 
-def view(inputs: Array, weights: list[Array], movable: bool) -> SharedGram:
-    layers = tuple(LayerView(f"layer {at}", "Linear", weight, scales="float16") for at, weight in enumerate(weights))
+def view(inputs: Array, weights: list[Array], movable: bool, either_sign: bool = False) -> SharedGram:
+    layers = tuple(LayerView(f"layer {at}", "Linear", weight, scales="float16", either_sign=either_sign)
+                   for at, weight in enumerate(weights))
     gram = (inputs.T.astype(np.float64) @ inputs / len(inputs)).astype(np.float32)
     return SharedGram("x", layers, gram, len(inputs), np.abs(inputs).mean(0), movable)
 
@@ -76,18 +77,20 @@ def test_factors_are_chosen_for_the_ends_that_grids_will_have() -> None:
     assert errors[True] < errors[False]
 
 
-def test_grids_end_where_the_paper_ends_them() -> None:
+@pytest.mark.parametrize("either_sign", [True, False])
+def test_grids_end_where_the_paper_ends_them(either_sign: bool) -> None:
     inputs, weights = outlying(), matrices(6, 9)
     for bits, block in ((4, 16), (3, 32)):
-        found = awq(view(inputs, weights, False), HOST, bits=bits, block=block)
+        found = awq(view(inputs, weights, False, either_sign), HOST, bits=bits, block=block)
         assert found.factors is None
         for at, weight in enumerate(weights):
             made = found.changes[f"layer {at}"].weight
             assert isinstance(made, Quantised)
-            full = weight_grid(weight, bits=bits, axis=1, block=block, scales="float16")
-            wanted = slow.shares(inputs.astype(np.float64), weight.astype(np.float64), bits, block)
+            full = weight_grid(weight, bits=bits, axis=1, block=block, scales="float16", either_sign=either_sign)
+            wanted = slow.shares(inputs.astype(np.float64), weight.astype(np.float64), bits, block, either_sign)
             assert (np.abs(made.grid.scale / full.scale - wanted) < 2e-3).mean() > 0.97
             assert wanted.min() < 1
+            assert (wanted.max() > 1) == either_sign
             assert np.array_equal(made.grid.scale, made.grid.scale.astype(np.float16))
 
 

@@ -60,6 +60,8 @@ def test_codes_and_values_are_those_of_the_specification(data: st.DataObject) ->
     low, high = affine.ends(bits, signed)
     shape = scales_shape(values.shape, axis, block)
     scale = data.draw(arrays(np.float32, shape, elements=st.floats(np.float32(2.0**-20), 4096, width=32)))
+    if signed:  # such scales may be below 0
+        scale = scale * data.draw(arrays(np.float32, shape, elements=st.sampled_from([np.float32(-1), np.float32(1)])))
     zero = data.draw(arrays(np.int32, shape, elements=st.integers(low, high)))
     grid = grid_of(scale, zero, bits=bits, signed=signed, axis=axis, block=block)
     codes = quantise(values, grid).codes
@@ -93,6 +95,13 @@ def test_codes_are_kept_in_the_narrowest_type_that_holds_them(bits: int, signed:
 def test_a_grid_that_is_none_is_refused(bits: int, scale: float) -> None:
     with pytest.raises(Refused):
         grid_of(scale, 0, bits=bits)
+
+
+def test_only_signed_grids_may_be_turned_round() -> None:
+    assert grid_of(-0.5, 0, signed=True).scale == -0.5
+    for scale in (0.0, -0.0, np.nan, -np.inf):
+        with pytest.raises(Refused):
+            grid_of(scale, 0, signed=True)
 
 
 @given(arrays(np.float32, (3, 7), elements=st.floats(-(2.0**100), 2.0**100, width=32)), st.booleans(), st.booleans())
@@ -156,6 +165,7 @@ def test_scales_come_back_as_they_were_stored(scale: Array) -> None:
     inside = (scale >= 2.0**-14) & (scale <= 65504)
     assert np.all(np.abs(found[inside] / scale[inside] - 1) <= 2.0**-11)
     assert np.array_equal(storable(scale, "float32"), scale)
+    assert np.array_equal(storable(-scale, "float16"), -found)
 
 
 def test_the_zero_point_is_that_of_the_scale_that_is_stored() -> None:
@@ -165,6 +175,54 @@ def test_the_zero_point_is_that_of_the_scale_that_is_stored() -> None:
     assert np.array_equal(zero, np.rint(-low / scale))
     before = from_range(low, low + 5e-4 * np.arange(400) + 4, bits=8, signed=False, symmetric=False)[1]
     assert not np.array_equal(zero, before)
+
+
+# -- scales of either sign ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize(("axis", "block"), [(None, 0), (0, 0), (1, 0), (1, 7), (0, 4)])
+def test_the_number_farthest_from_zero_lies_on_the_lowest_code(axis: int | None, block: int, bits: int) -> None:
+    weight = np.random.default_rng(3).standard_normal((9, 53)).astype(np.float32)
+    grid = weight_grid(weight, bits=bits, axis=axis, block=block, either_sign=True)
+    found, (scales, _) = quantise(weight, grid), affine.weight_grid(weight, bits, True, axis, block, either_sign=True)
+    assert grid.signed
+    assert not grid.zero_point.any()
+    for key, places in affine.parts(weight.shape, axis, block).items():
+        assert float(grid.scale[key]) == scales[key]  # a power of 2 divides exactly
+        farthest = max(places, key=lambda place: abs(weight[place]))
+        assert found.codes[farthest] == grid.lowest
+        assert found.values[farthest] == weight[farthest]
+    assert len(np.unique(grid.scale > 0)) == 2 or axis is None
+    assert found.codes.max() == grid.highest or (axis is None and bits == 8)
+
+
+def test_ends_that_are_equal_zero_tiny_or_huge_get_a_scale() -> None:
+    rows = np.array([[-2, 2], [2, -2], [0, 0], [0, 3], [-3, 0], [1e-38, 0], [3e38, 1], [1, -3e38]], np.float32)
+    found = weight_grid(rows, bits=4, axis=0, either_sign=True)
+    assert found.scale[:6].tolist() == [0.25, 0.25, 1, -0.375, 0.375, 1]
+    assert (found.scale[6] < 0, found.scale[7] > 0, bool(np.isfinite(found.scale).all())) == (True, True, True)
+    stored = weight_grid(rows, bits=4, axis=0, scales="float16", either_sign=True).scale
+    assert stored.tolist() == [0.25, 0.25, 1, -0.375, 0.375, 1, -65504, 65504]
+    with pytest.raises(Refused, match="NaN"):
+        weight_grid(np.array([[1, np.nan]], np.float32), bits=4, axis=0, either_sign=True)
+
+
+@pytest.mark.parametrize("either_sign", [True, False])
+def test_asymmetric_grids_have_no_signs(either_sign: bool) -> None:
+    weight = np.random.default_rng(3).standard_normal((5, 40)).astype(np.float32)
+    found = weight_grid(weight, bits=4, symmetric=False, axis=1, block=8, either_sign=either_sign)
+    assert np.array_equal(found.scale, weight_grid(weight, bits=4, symmetric=False, axis=1, block=8).scale)
+    assert (found.scale > 0).all()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_every_code_is_better_than_all_but_one(bits: int) -> None:
+    weight = np.random.default_rng(5).standard_normal((50, 256)).astype(np.float32)
+    narrow, whole = (fake_quantise(weight, weight_grid(weight, bits=bits, axis=1, block=32, scales="float16", either_sign=each))
+                     for each in (False, True))
+    share = np.square(whole - weight).sum() / np.square(narrow - weight).sum()
+    assert share < {2: 0.4, 3: 0.65, 4: 0.85, 8: 0.995}[bits]
 
 
 # -- from_range -----------------------------------------------------------------------------------------------------------------

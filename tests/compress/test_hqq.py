@@ -24,8 +24,8 @@ def weights(rows: int = 7, columns: int = 70) -> Array:
     return (np.random.default_rng(4).standard_t(4, (rows, columns)) * 0.5 + 0.2).astype(np.float32)
 
 
-def made_of(weight: Array, op: str = "MatMul", scales: str = "float32", **options: Any) -> Quantised:
-    found = hqq(LayerView("fc", op, weight, scales=scales), VNNI, **options).weight
+def made_of(weight: Array, op: str = "MatMul", scales: str = "float32", either_sign: bool = False, **options: Any) -> Quantised:
+    found = hqq(LayerView("fc", op, weight, scales=scales, either_sign=either_sign), VNNI, **options).weight
     assert isinstance(found, Quantised)
     return found
 
@@ -34,14 +34,16 @@ def cost(weight: Array, values: Array, norm: float = 0.7) -> float:
     return float((np.abs(weight.astype(np.float64) - values) ** norm).sum())
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("symmetric", "either_sign"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("block", [0, 16, 32])
 @pytest.mark.parametrize("bits", [2, 4])
 @pytest.mark.parametrize("norm", [0.7, 1.0])
-def test_scales_and_zero_points_are_those_of_the_paper(bits: int, block: int, symmetric: bool, norm: float) -> None:
+def test_scales_and_zero_points_are_those_of_the_paper(bits: int, block: int, symmetric: bool, norm: float, either_sign: bool) -> None:
     weight, axis = weights(), 1 if block else 0
-    found = made_of(weight, bits=bits, block=block, symmetric=symmetric, norm=norm)
-    start = weight_grid(weight, bits=bits, symmetric=symmetric, axis=axis, block=block)
+    found = made_of(weight, either_sign=either_sign, bits=bits, block=block, symmetric=symmetric, norm=norm)
+    start = weight_grid(weight, bits=bits, symmetric=symmetric, axis=axis, block=block, either_sign=either_sign)
+    assert (np.sign(found.grid.scale) == np.sign(start.scale)).all()
+    assert (start.scale < 0).any() == either_sign
     low, high = affine.ends(bits, symmetric)
     near = []
     for key, places in affine.parts(weight.shape, axis, block).items():

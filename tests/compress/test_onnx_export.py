@@ -331,7 +331,7 @@ def test_an_old_folder_stays_whole_where_the_export_fails(stories: Path, tmp_pat
        st.integers(0, 100))  # fmt: skip
 def test_packed_codes_are_our_codes(bits: int, block: int, columns: int, symmetric: bool, seed: int) -> None:
     weight = np.random.default_rng(seed).standard_normal((3, columns)).astype(np.float32)
-    made = quantise(weight, weight_grid(weight, bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block))
+    made = quantise(weight, weight_grid(weight, bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block, either_sign=True))
     found = packed(made)
     assert found
     np.testing.assert_array_equal(nbits.weight_of(found.bits, found.block, columns, found.codes, found.scales, found.zeros), made.values)

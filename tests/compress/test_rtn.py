@@ -27,21 +27,21 @@ def weights(rows: int = 6, columns: int = 70) -> Array:
     return np.random.default_rng(4).standard_normal((rows, columns)).astype(np.float32)
 
 
-def made_of(weight: Array, op: str = "MatMul", scales: str = "float32", **options: Any) -> Quantised:
-    found = rtn(LayerView("fc", op, weight, scales=scales), VNNI, **options)
+def made_of(weight: Array, op: str = "MatMul", scales: str = "float32", either_sign: bool = False, **options: Any) -> Quantised:
+    found = rtn(LayerView("fc", op, weight, scales=scales, either_sign=either_sign), VNNI, **options)
     assert (found.compute, dict(found.kernel)) == ("float32", {})
     assert isinstance(found.weight, Quantised)
     return found.weight
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("symmetric", "either_sign"), [(True, False), (False, False), (True, True)])
 @pytest.mark.parametrize("block", [0, 16, 32])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("op", ["MatMul", "Gather"])
-def test_codes_are_those_of_the_specification(op: str, bits: int, block: int, symmetric: bool) -> None:
+@pytest.mark.parametrize("op", ["MatMul", "Gather", "Linear"])
+def test_codes_are_those_of_the_specification(op: str, bits: int, block: int, symmetric: bool, either_sign: bool) -> None:
     weight, axis = weights(), 1 if block else 0
-    found = made_of(weight, op, bits=bits, block=block, symmetric=symmetric)
-    scales, zeros = affine.weight_grid(weight, bits, symmetric, axis, block)
+    found = made_of(weight, op, either_sign=either_sign, bits=bits, block=block, symmetric=symmetric)
+    scales, zeros = affine.weight_grid(weight, bits, symmetric, axis, block, either_sign)
     assert all(float(found.grid.scale[key]) == pytest.approx(scale, rel=1e-6) for key, scale in scales.items())
     assert all(int(found.grid.zero_point[key]) == zero for key, zero in zeros.items())
     low, high = affine.ends(bits, symmetric)
@@ -62,8 +62,10 @@ def test_what_is_stored_as_float16_is_what_was_rounded_with(symmetric: bool) -> 
 
 
 def test_search_finds_the_grid_that_gptq_has() -> None:
-    found, wanted = made_of(weights(), bits=3, block=32, search=True), searched_grid(weights(), bits=3, axis=1, block=32)
-    assert np.array_equal(found.grid.scale, wanted.scale)
+    for either_sign in (True, False):
+        found = made_of(weights(), either_sign=either_sign, bits=3, block=32, search=True)
+        wanted = searched_grid(weights(), bits=3, axis=1, block=32, either_sign=either_sign)
+        assert np.array_equal(found.grid.scale, wanted.scale)
     plain = made_of(weights(), bits=3, block=32)
     assert np.square(found.values - weights()).sum() < 0.9 * np.square(plain.values - weights()).sum()
 

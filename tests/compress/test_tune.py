@@ -44,10 +44,12 @@ def numbers(*shape: int, seed: int = 0) -> Any:
 
 
 def plainly(weight: Any, bits: int, block: int, symmetric: bool = False) -> Quantised:
-    return quantise(weight, weight_grid(weight, bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block, scales="float16"))
+    """As language models are rounded: symmetric grids have scales of either sign."""
+    return quantise(weight, weight_grid(weight, bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block, scales="float16",
+                                        either_sign=True))
 
 
-def softmax_model(weight: Any, windows: Any, *, bits: int = 2, block: int = 16, exact: Any = None) -> Whole:
+def softmax_model(weight: Any, windows: Any, *, bits: int = 2, block: int = 16, symmetric: bool = False, exact: Any = None) -> Whole:
     """A model that is one matrix product. windows: [n, length, in]. exact: what the parent reads."""
     inputs, before = torch.tensor(windows), torch.tensor(windows if exact is None else exact)
 
@@ -57,7 +59,7 @@ def softmax_model(weight: Any, windows: Any, *, bits: int = 2, block: int = 16, 
     def parent(chosen: Tensor) -> Tensor:
         return before[chosen] @ torch.tensor(weight).t()
 
-    return Whole({"one": plainly(weight, bits, block)}, "float16", lambda layer: weight, len(windows), run, parent)
+    return Whole({"one": plainly(weight, bits, block, symmetric)}, "float16", lambda layer: weight, len(windows), run, parent)
 
 
 def lost(view: Whole, made: Quantised) -> float:
@@ -73,12 +75,16 @@ def lost(view: Whole, made: Quantised) -> float:
 
 @pytest.mark.parametrize(("bits", "block", "symmetric"), SHAPES)
 def test_it_begins_with_what_was_rounded_and_what_is_learned_is_what_is_stored(bits: int, block: int, symmetric: bool) -> None:
-    given = plainly(numbers(6, 40), bits, block, symmetric)
+    floats = numbers(6, 40)
+    floats[::2] *= -1
+    given = plainly(floats, bits, block, symmetric)
     weight = Scaled(given, "float16")
     assert np.array_equal(weight.rounded().values, given.values)
     with torch.no_grad():
         weight.share.copy_(0.7 + 0.6 * torch.rand(weight.share.shape, generator=torch.Generator().manual_seed(1)))
     made = weight.rounded()
+    assert np.array_equal(np.sign(made.grid.scale), np.sign(given.grid.scale))
+    assert (made.grid.scale < 0).any() == symmetric
     assert np.array_equal(made.values, weight.values().detach().numpy())
     assert np.array_equal(made.codes, given.codes)
     assert np.array_equal(made.grid.zero_point, given.grid.zero_point)
@@ -87,9 +93,10 @@ def test_it_begins_with_what_was_rounded_and_what_is_learned_is_what_is_stored(b
     assert not np.array_equal(made.grid.scale, given.grid.scale)
 
 
-def test_with_weights_it_begins_with_the_codes_that_were_there() -> None:
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_with_weights_it_begins_with_the_codes_that_were_there(symmetric: bool) -> None:
     weight = numbers(6, 40)
-    view = softmax_model(weight, numbers(4, 3, 40, seed=1), bits=3)
+    view = softmax_model(weight, numbers(4, 3, 40, seed=1), bits=3, symmetric=symmetric)
     made = begun(view, True)["one"].rounded()
     assert np.array_equal(made.codes, view.rounded["one"].codes)
     assert np.array_equal(made.values, view.rounded["one"].values)
@@ -104,10 +111,11 @@ def slow_copy(made: Quantised) -> slow.Model:
                       made.grid.bits)
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("block", [0, 16])
-def test_divergence_and_gradients_agree_with_the_slow_paper(block: int) -> None:
+def test_divergence_and_gradients_agree_with_the_slow_paper(block: int, symmetric: bool) -> None:
     weight, windows = numbers(7, 40), numbers(5, 3, 40, seed=1) / 4
-    view = softmax_model(weight, windows, block=block)
+    view = softmax_model(weight, windows, block=block, symmetric=symmetric)
     own, chosen = Scaled(view.rounded["one"], "float16"), torch.tensor([3, 1])
     found = divergence(view, {"one": own}, chosen)
     torch.autograd.backward([found])
@@ -118,10 +126,10 @@ def test_divergence_and_gradients_agree_with_the_slow_paper(block: int) -> None:
     assert np.allclose(own.share.grad[..., 0].numpy(), model.gradients(tokens, wanted), rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("rate", [0.3, 4.0])
-def test_tuning_agrees_with_the_slow_paper(rate: float) -> None:
+@pytest.mark.parametrize(("rate", "symmetric"), [(0.3, False), (4.0, False), (4.0, True)])
+def test_tuning_agrees_with_the_slow_paper(rate: float, symmetric: bool) -> None:
     weight, windows = numbers(5, 40), (numbers(9, 2, 40, seed=1) + 1) / 4
-    view = softmax_model(weight, windows)
+    view = softmax_model(weight, windows, symmetric=symmetric)
     made = distil(view, begun(view, False), Schedule(steps=12, batch=3, windows=8, rate=rate, seed=3))["one"]
     generator, seen = torch.Generator().manual_seed(3), [1, 2, 3, 4, 5, 6, 7]
     order = [[seen[at] for at in torch.randperm(7, generator=generator).tolist()] for _ in range(4)]

@@ -23,20 +23,21 @@ def errors(weight: Array, grid: Grid) -> Array:
     return np.asarray(np.abs(fake_quantise(weight, grid).astype(np.float64) - weight) ** 2.5)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("symmetric", "either_sign"), [(True, False), (False, True), (True, True)])
 @pytest.mark.parametrize(("axis", "block"), [(0, 0), (None, 0), (1, 16), (1, 7)])
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_it_is_nearly_as_good_as_the_best_share_of_all(bits: int, axis: int | None, block: int, symmetric: bool) -> None:
+def test_it_is_nearly_as_good_as_the_best_share_of_all(bits: int, axis: int | None, block: int, symmetric: bool, either_sign: bool) -> None:
     weight = heavy(9, 53)
-    full = weight_grid(weight, bits=bits, symmetric=symmetric, axis=axis, block=block)
-    found = searched_grid(weight, bits=bits, symmetric=symmetric, axis=axis, block=block)
+    full = weight_grid(weight, bits=bits, symmetric=symmetric, axis=axis, block=block, either_sign=either_sign)
+    found = searched_grid(weight, bits=bits, symmetric=symmetric, axis=axis, block=block, either_sign=either_sign)
+    others = [2 ** (bits - 1) / (2 ** (bits - 1) - 1)] if symmetric and either_sign and bits > 2 else []
     assert found.scale.shape == full.scale.shape
     assert np.array_equal(found.zero_point, full.zero_point)
     ours, best, plain = [], [], []
     for key, places in affine.parts(weight.shape, axis, block).items():
         numbers, zero = [float(weight[place]) for place in places], int(full.zero_point[key])
         ours.append(search.error(numbers, float(found.scale[key]), zero, found.lowest, found.highest))
-        best.append(search.least_error(numbers, float(full.scale[key]), zero, found.lowest, found.highest))
+        best.append(search.least_error(numbers, float(full.scale[key]), zero, found.lowest, found.highest, *others))
         plain.append(search.error(numbers, float(full.scale[key]), zero, found.lowest, found.highest))
     assert all(one <= other * (1 + 1e-4) + 1e-9 for one, other in zip(ours, plain, strict=True))
     assert sum(ours) <= (1.01 if block != 7 else 1.02) * sum(best)
@@ -47,6 +48,17 @@ def test_the_lowest_code_of_a_symmetric_grid_is_used() -> None:
     weight = -np.abs(heavy(4, 64))
     grid = searched_grid(weight, bits=2, axis=0)
     assert (fake_quantise(weight, grid) / grid.scale[:, None]).min() == -2  # min-max alone knows -1, 0 and 1
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_with_either_sign_it_is_never_worse_than_without_that_code(bits: int) -> None:
+    """Ends that are equally far, on both sides: nothing need be cut off."""
+    weight = heavy(40, 64)
+    weight[:, :2] = [6, -6]
+    weight[20:] *= -1
+    either, narrow = searched_grid(weight, bits=bits, either_sign=True), weight_grid(weight, bits=bits, axis=0)
+    assert (errors(weight, either).sum(1) <= errors(weight, narrow).sum(1) * (1 + 1e-4)).all()
+    assert (np.sign(either.scale) == np.sign(weight_grid(weight, bits=bits, axis=0, either_sign=True).scale)).all()
 
 
 def test_large_weights_are_searched_as_small_ones_are() -> None:

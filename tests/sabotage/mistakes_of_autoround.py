@@ -37,8 +37,8 @@ MISTAKES = (
     Mistake(
         "weights go a whole step",
         LEARNED,
-        "if moving else (0.5, 1.0)",
-        "if moving else (1.0, 1.0)",
+        "reach = math.inf if moving else 0.5",
+        "reach = math.inf if moving else 1.0",
         AUTOROUND,
         "slow_paper or ends or up_or_down",
     ),

@@ -60,8 +60,8 @@ MISTAKES = (
     Mistake(
         "clipped scales of more digits than are stored",
         "compress/techniques/awq.py",
-        "tried = storable(scale * np.float32(1 - step / SHARES), scales)",
-        "tried = scale * np.float32(1 - step / SHARES)",
+        "tried = storable(scale * np.float32(share), scales)",
+        "tried = scale * np.float32(share)",
         AWQ,
         "grids_end",
     ),

@@ -69,19 +69,22 @@ def parts(shape: tuple[int, ...], axis: int | None, block: int) -> dict[tuple[in
 
 
 def weight_grid(
-    weight: Array, bits: int, symmetric: bool, axis: int | None, block: int
+    weight: Array, bits: int, symmetric: bool, axis: int | None, block: int, either_sign: bool = False
 ) -> tuple[dict[tuple[int, ...], float], dict[tuple[int, ...], int]]:
     """Scale and zero point of every part, in float64.
 
     Symmetric: s = max|W| / (2**(bits-1) - 1), zero point 0. Asymmetric: s = (max - min) / (2**bits - 1) of the range widened to
-    hold 0, zero point round(-min / s). A part that is all zero gets scale 1.
+    hold 0, zero point round(-min / s). A part that is all zero gets scale 1. either_sign: as llama.cpp's Q4_0 (quantize_row_q4_0_ref of
+    ggml-quants.c: d = max / -8, max being the number of largest magnitude with its sign), of any number of bits.
     """
     scales, zeros = {}, {}
     for key, places in parts(weight.shape, axis, block).items():
         values = [float(weight[place]) for place in places]
         low, high = min(0.0, *values), max(0.0, *values)
         scale = max(-low, high) / (2 ** (bits - 1) - 1) if symmetric else (high - low) / (2**bits - 1)
-        scale = scale if scale > 0 else 1.0
+        if symmetric and either_sign:
+            scale = (high if high > -low else low) / -(2 ** (bits - 1))
+        scale = scale if scale != 0 else 1.0
         scales[key] = scale
         zeros[key] = 0 if symmetric else min(max(round(-low / float(np.float32(scale))), 0), 2**bits - 1)
     return scales, zeros

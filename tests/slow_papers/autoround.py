@@ -19,13 +19,21 @@ class Group:
     v: list[float]
     alpha: float = 1.0
     beta: float = 1.0
+    either_sign: bool = False
+
+    def full(self, bits: int) -> float:
+        """The scale of a symmetric grid where alpha is 1: the largest magnitude on the highest code, or on the lowest."""
+        low, high = min(0.0, *self.weights), max(0.0, *self.weights)
+        if self.either_sign:
+            return (high if high > -low else low) / -(2 ** (bits - 1))
+        return max(-low, high) / (2 ** (bits - 1) - 1)
 
     def grid(self, bits: int, symmetric: bool, half: bool) -> tuple[float, int, int, int]:
         """Scale, zero point, lowest and highest code. half: the scale is a float16."""
         low, high = min(0.0, *self.weights), max(0.0, *self.weights)
         if symmetric:
             highest = 2 ** (bits - 1) - 1
-            return _stored(self.alpha * max(-low, high) / highest, half), 0, -highest - 1, highest
+            return _stored(self.alpha * self.full(bits), half), 0, -highest - 1, highest
         highest = 2**bits - 1
         scale = _stored((self.beta * high - self.alpha * low) / highest, half)
         return scale, min(max(round(-self.alpha * low / scale), 0), highest), 0, highest
@@ -53,7 +61,7 @@ class Group:
                 of_zero -= g * scale
         low, high = min(0.0, *self.weights), max(0.0, *self.weights)
         if symmetric:
-            return of_v, of_scale * max(-low, high) / highest, 0.0
+            return of_v, of_scale * self.full(bits), 0.0
         of_scale += of_zero * self.alpha * low / scale**2  # z = -alpha low / s
         return of_v, of_scale * -low / highest + of_zero * -low / scale, of_scale * high / highest
 
@@ -67,12 +75,13 @@ class Matrix:
     block: int
     symmetric: bool
     half: bool = False
+    either_sign: bool = False
     groups: list[list[Group]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         length = self.block or self.weight.shape[1]
-        self.groups = [[Group(row[at : at + length].tolist(), [0.0] * len(row[at : at + length])) for at in range(0, len(row), length)]
-                       for row in self.weight.astype(np.float64)]
+        self.groups = [[Group(row[at : at + length].tolist(), [0.0] * len(row[at : at + length]), either_sign=self.either_sign)
+                        for at in range(0, len(row), length)] for row in self.weight.astype(np.float64)]
 
     @property
     def values(self) -> Array:
@@ -101,10 +110,11 @@ class Matrix:
 
     def step(self, x: Array, wanted: Array, rate: float) -> None:
         """Equation 6: everything goes ``rate`` against the sign of its gradient, and stays within its ends."""
+        widest = 2 ** (self.bits - 1) / (2 ** (self.bits - 1) - 1) if self.either_sign and self.bits > 2 else 1.0
         for group, own in list(self.each(self.upstream(x, wanted))):
             of_v, of_alpha, of_beta = group.gradients(own, self.bits, self.symmetric, self.half)
             group.v = [min(max(v - rate * _sign(g), -0.5), 0.5) for v, g in zip(group.v, of_v, strict=True)]
-            group.alpha = min(max(group.alpha - rate * _sign(of_alpha), 0.01), 1.0)
+            group.alpha = min(max(group.alpha - rate * _sign(of_alpha), 0.01), widest)
             group.beta = min(max(group.beta - rate * _sign(of_beta), 0.01), 1.0)
 
 

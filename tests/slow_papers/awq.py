@@ -14,9 +14,11 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 
-def on_grid(numbers: Array, bits: int, share: float = 1.0) -> Array:
-    """The numbers of one group on their symmetric grid, whose scale is a float16 and may be cut to a share."""
-    full = np.float64(np.float16(np.abs(numbers).max() / (2 ** (bits - 1) - 1)))
+def on_grid(numbers: Array, bits: int, share: float = 1.0, either_sign: bool = False) -> Array:
+    """The numbers of one group on their symmetric grid, whose scale is a float16 and may be cut to a share. either_sign: the one farthest
+    from 0 lies on the lowest code."""
+    farthest = max(numbers, key=abs)
+    full = np.float64(np.float16(farthest / -(2 ** (bits - 1)) if either_sign else abs(farthest) / (2 ** (bits - 1) - 1)))
     scale = np.float64(np.float16(full * share))
     lowest, highest = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
     return np.array([min(max(round(number / scale), lowest), highest) * scale for number in numbers])
@@ -46,14 +48,14 @@ def errors(inputs: Array, weights: list[Array], bits: int, block: int, points: i
     return found
 
 
-def shares(inputs: Array, weight: Array, bits: int, block: int) -> Array:
+def shares(inputs: Array, weight: Array, bits: int, block: int, either_sign: bool = False) -> Array:
     """[rows, groups] the share of each group's largest number at which its grid ends."""
     starts = range(0, weight.shape[1], block)
     found = np.zeros((len(weight), len(starts)))
     for row in range(len(weight)):
         for group, first in enumerate(starts):
             own, x = weight[row, first : first + block], inputs[:, first : first + block]
-            tried = [1 - step / 20 for step in range(10)]
-            costs = [np.square(x @ (on_grid(own, bits, share) - own)).mean() for share in tried]
+            tried = [1 - step / 20 for step in range(10)] + [2 ** (bits - 1) / (2 ** (bits - 1) - 1)] * either_sign
+            costs = [np.square(x @ (on_grid(own, bits, share, either_sign) - own)).mean() for share in tried]
             found[row, group] = tried[int(np.argmin(costs))]
     return found

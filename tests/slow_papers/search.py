@@ -12,6 +12,6 @@ def error(numbers: list[float], scale: float, zero: int, low: int, high: int) ->
     return sum(abs(x - (nearest(x, scale, zero, low, high) - zero) * scale) ** EXPONENT for x in numbers)
 
 
-def least_error(numbers: list[float], scale: float, zero: int, low: int, high: int) -> float:
-    """Over the shares 1, 0.98, ... 0.2."""
-    return min(error(numbers, scale * (1 - 0.02 * step), zero, low, high) for step in range(41))
+def least_error(numbers: list[float], scale: float, zero: int, low: int, high: int, *others: float) -> float:
+    """Over the shares 1, 0.98, ... 0.2, and others."""
+    return min(error(numbers, scale * share, zero, low, high) for share in (*others, *(1 - 0.02 * step for step in range(41))))

@@ -36,8 +36,8 @@ class Grid:
     """Where the numbers of a tensor may lie.
 
     bits: 2 to 16. signed: codes from -2**(bits-1), else from 0.
-    scale: float32, never 0, and below 0 only where signed. zero_point: int32. Both of one shape: () for a whole tensor; [C] along ``axis`` for
-    one per channel; with ``block`` > 0, the shape of the tensor itself with ``axis`` divided by ``block`` (rounded up): one per block.
+    scale: float32, never 0, and below 0 only where signed. zero_point: int32. Both of one shape: () for a whole tensor; [C] along ``axis``
+    for one per channel; with ``block`` > 0, the shape of the tensor itself with ``axis`` divided by ``block`` (rounded up): one per block.
     """
 
     bits: int

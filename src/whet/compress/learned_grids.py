@@ -19,7 +19,7 @@ from torch import Tensor
 from whet.compress.adam import Adam
 from whet.compress.grid import Floats, Grid, Quantised
 from whet.compress.views import Block
-from whet.compress.weight_search import grouped, wider_shares
+from whet.compress.weight_search import grouped, widest_share
 from whet.core.errors import Refused
 from whet.core.progress import task
 
@@ -68,7 +68,7 @@ class Rounding:
         self.low, self.high = low, high
         every_code = symmetric and either_sign
         self.full = torch.where(high > -low, high, low) / self.lowest if every_code else torch.maximum(-low, high) / self.highest
-        self.widest = max(wider_shares(bits)) if every_code else 1.0
+        self.widest = widest_share(bits) if every_code else 1.0
         self.v = torch.zeros_like(self.weight, requires_grad=True)
         start = torch.ones_like(low) if share is None else torch.tensor(share).reshape(low.shape)
         self.shares = torch.stack([start, start]).requires_grad_()

@@ -22,35 +22,34 @@ def searched_grid(weight: Floats, *, bits: int, symmetric: bool = True, axis: in
 
     axis: 0 for a scale a row, 1 with ``block`` for one a block, None for one. scales: the dtype that they will be stored in, as all
     that are tried are. A symmetric grid with a share below 1 uses its lowest code too (-8 of 4 bits), which min-max leaves out: wide grids
-    are among those tried. either_sign: as in ``weight_grid``; min-max uses all codes then, and shares above 1 are tried too.
-    Cost: 15 roundings of the weight (17 with either sign), piece by piece in the cache of two cores; memory: the scales.
+    are among those tried. either_sign: as in ``weight_grid``; min-max uses all codes then, and ``widest_share`` is tried too.
+    Cost: 15 roundings of the weight (16 with either sign), piece by piece in the cache of two cores; memory: the scales.
     """
     full = weight_grid(weight, bits=bits, symmetric=symmetric, axis=axis, block=block, scales=scales, either_sign=either_sign)
-    wider = wider_shares(bits) if symmetric and either_sign else ()
+    widest = widest_share(bits) if symmetric and either_sign else 1.0
     rows = weight.reshape(1, -1) if axis is None else weight
     before, zero = full.scale.reshape(len(rows), -1), full.zero_point.reshape(len(rows), -1)
     best = np.empty_like(before)
 
     def part(some: Rows) -> None:
-        best[some] = _best(grouped(rows[some], block), before[some], zero[some].astype(np.float32), full, scales, wider)
+        best[some] = _best(grouped(rows[some], block), before[some], zero[some].astype(np.float32), full, scales, widest)
 
     in_parts(rows, part)
     scale = np.asarray(best.reshape(full.scale.shape))
     return Grid(bits, full.signed, scale, full.zero_point, axis, block)
 
 
-def wider_shares(bits: int) -> tuple[float, ...]:
-    """Shares above 1 that are worth a try on a grid whose lowest code is the number farthest from 0: the one with which the highest code
-    reaches as far, so that nothing is cut off on that side either, and one between.
+def widest_share(bits: int) -> float:
+    """The share of a grid of either sign with which its highest code reaches as far as the lowest one does at 1, so that nothing is cut off
+    on that side either. 1 for 2 bits, where it would be 2 and leave three codes: the error falls by 1 %, and language models lose more.
     """
-    most = (1 << (bits - 1)) / ((1 << (bits - 1)) - 1)
-    return most, (1 + most) / 2
+    return (1 << (bits - 1)) / ((1 << (bits - 1)) - 1) if bits > 2 else 1.0
 
 
-def _best(weight: Floats, scale: Floats, zero: Floats, grid: Grid, scales: str, wider: tuple[float, ...]) -> Floats:
+def _best(weight: Floats, scale: Floats, zero: Floats, grid: Grid, scales: str, widest: float) -> Floats:
     """[rows, groups] the scale of each group of [rows, groups, block] that has the least error."""
     least, share, best = np.full(scale.shape, np.inf, np.float32), np.ones(scale.shape, np.float32), scale
-    for tried in _shares(share, wider):
+    for tried in _shares(share, widest):
         found = storable(scale * tried, scales)
         error = _errors(weight, found, zero, grid)
         better = error < least
@@ -60,14 +59,13 @@ def _best(weight: Floats, scale: Floats, zero: Floats, grid: Grid, scales: str, 
     return best
 
 
-def _shares(share: Floats, wider: tuple[float, ...]) -> Iterator[Floats]:
+def _shares(share: Floats, widest: float) -> Iterator[Floats]:
     """What to try; ``share`` holds the best of each group so far, whenever the next is asked for."""
-    most = np.float32(max((1.0, *wider)))
-    for each in (*wider, *SHARES):
+    for each in SHARES if widest == 1.0 else (widest, *SHARES):
         yield np.full_like(share, each)
     for step in BESIDE:
         middle = share.copy()
-        yield np.minimum(middle + np.float32(step), most)
+        yield np.minimum(middle + np.float32(step), np.float32(widest))
         yield middle - np.float32(step)
 
 

@@ -12,7 +12,7 @@ from whet.compress.grid import Array, Floats, Grid, Rows, fake_quantise, in_part
 from whet.compress.technique import LANGUAGE_OPS, Change, Foresight, LayerView, Search, rounded_matrix
 from whet.compress.techniques.gptq import flat_weight
 from whet.compress.views import Scaled, SharedGram
-from whet.compress.weight_search import grouped, wider_shares
+from whet.compress.weight_search import grouped, widest_share
 from whet.core.inventory import Layer
 from whet.core.target import Target
 
@@ -110,18 +110,18 @@ def _rounded(layer: LayerView, gram: Floats, *, bits: int, block: int, symmetric
 def _grid(weight: Floats, gram: Floats | None, *, bits: int, block: int, symmetric: bool, scales: str, either_sign: bool) -> Grid:
     """The grid of a weight [out, in], with ends that are searched where the moments [in, in] of what it reads are given."""
     full = weight_grid(weight, bits=bits, symmetric=symmetric, axis=1 if block else 0, block=block, scales=scales, either_sign=either_sign)
-    wider = wider_shares(bits) if symmetric and either_sign else ()
-    return full if gram is None else clipped(weight, gram, full, scales=scales, wider=wider)
+    widest = widest_share(bits) if symmetric and either_sign else 1.0
+    return full if gram is None else clipped(weight, gram, full, scales=scales, widest=widest)
 
 
-def clipped(weight: Floats, gram: Floats, full: Grid, *, scales: str, wider: tuple[float, ...] = ()) -> Grid:
+def clipped(weight: Floats, gram: Floats, full: Grid, *, scales: str, widest: float = 1.0) -> Grid:
     """The grid of a weight [out, in] with, for each scale on its own, the share of ``full`` that has the least error e H_b e^T: what the
-    scale's numbers alone do to the output. gram: [in, in]. A share below 1 uses the lowest code too. wider: shares above 1 to try.
+    scale's numbers alone do to the output. gram: [in, in]. A share below 1 uses the lowest code too. widest: tried as well.
     """
     length = full.block or weight.shape[1]
     before, zero = full.scale.reshape(len(weight), -1), full.zero_point.reshape(len(weight), -1)
     moments = _own_moments(gram, length)
-    shares = (*wider, *(1 - step / SHARES for step in range(round(LEAST_SHARE * SHARES))))
+    shares = sorted({widest, *(1 - step / SHARES for step in range(round(LEAST_SHARE * SHARES)))}, reverse=True)
     best: Floats = np.empty_like(before)
 
     def part(rows: Rows) -> None:
@@ -131,7 +131,7 @@ def clipped(weight: Floats, gram: Floats, full: Grid, *, scales: str, wider: tup
     return replace(full, scale=np.asarray(best.reshape(full.scale.shape)))
 
 
-def _best(weight: Floats, moments: Floats, scale: Floats, zero: Floats, grid: Grid, scales: str, shares: tuple[float, ...]) -> Floats:
+def _best(weight: Floats, moments: Floats, scale: Floats, zero: Floats, grid: Grid, scales: str, shares: Sequence[float]) -> Floats:
     """[rows, groups] the scales of a weight [rows, groups, block] with the least errors."""
     least, best = np.full(scale.shape, np.inf, np.float32), scale
     for share in shares:

@@ -65,7 +65,8 @@ def one_input(width: int, outputs: tuple[int, ...], tokens: int) -> dict[str, fl
     spent["moments"], gram = timed(lambda: moments_of(torch.randn(tokens, width)), without=lambda: torch.randn(tokens, width))
     for rows in outputs:
         weight = torch.randn(rows, width).mul_(0.02)
-        seconds, grid = timed(lambda weight=weight: searched_grid(weight.numpy(), bits=BITS, axis=1, block=GROUP, scales="float16"))
+        seconds, grid = timed(lambda weight=weight: searched_grid(weight.numpy(), bits=BITS, axis=1, block=GROUP, scales="float16",
+                                                                     either_sign=True))
         spent["search"] += seconds
         seconds, codes = timed(lambda weight=weight, grid=grid: solve(weight, gram, grid))
         spent["solve"] += seconds

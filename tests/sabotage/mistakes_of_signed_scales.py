@@ -72,7 +72,7 @@ MISTAKES = (
         "scales=SCALES, either_sign=True)",
         "scales=SCALES)",
         APPLIED,
-        "each_layer_is_what",
+        "every_code",
     ),
     Mistake(
         "tables leave a code out",

@@ -49,8 +49,9 @@ def autoround(view: Block, target: Target, *,
     W' = s * (clip(round(W / s + V) + z) - z), s = (beta * max W - alpha * min W) / (2**bits - 1), z = round(-alpha * min W / s); least
     mean (f(x', W') - f(x, W))^2 over V in [-1/2, 1/2] and alpha, beta in (0, 1], f being the block, x what enters it in float and x' what
     the rounded blocks before it give. Each step goes lr along the sign of the gradient, lr falling to 0; rounding passes gradients on.
-    symmetric: s = alpha * max|W| / (2**(bits-1) - 1), z = 0. Scales are numbers of their dtype all along. With ``move``, V, alpha
-    and beta have no upper ends and Adam takes the steps. What had the least error on the same windows is kept, the start included. Behind a
+    symmetric: s = alpha * w / -2**(bits-1), w being the number farthest from 0, with its sign, and z = 0; alpha goes up to 2**(bits-1) /
+    (2**(bits-1) - 1), for 2 bits to 1. Scales are numbers of their dtype all along. With ``move``, V, alpha and beta have no upper ends
+    and Adam takes the steps. What had the least error on the same windows is kept, the start included. Behind a
     step that has rounded the layers onto grids of the same kind (``gptq``), learning begins with what that has made of them.
     """
     from whet.compress.learned_grids import Schedule, learn

@@ -37,13 +37,14 @@ def awq(view: SharedGram, target: Target, *,
     5; factors and their normalisation, and the search of the grids' ends, as in the authors' code.
     Needs: calibration.
     Cost: the second moments [in, in] of what the layers read; for each of the 20 exponents 2 * in^2 operations for each of at most 512
-    rows, and for the ends 10 roundings with 2 * in * block each; the ends again for all rows. Memory of three layers.
+    rows, and for the ends 11 roundings with 2 * in * block each; the ends again for all rows. Memory of three layers.
     Limits: factors go into the norm or layer that makes the input; where nothing can take them (grouped-query values, the inputs of an
     encoder's layers), the layers are rounded with searched ends alone. ``gptq`` behind it rounds the scaled weights and loses less.
 
     s = mean|x|^alpha / sqrt(max s * min s) for alpha = 0, 1/20, ..., 19/20, all layers that read x together; the one with the least
     sum of tr(E H E^T), E = W - Q(W s) / s, H = mean of x x^T. alpha = 0 is no factors, and none are given unless they beat it.
-    With ``clip`` each block's grid in Q ends where e H_b e^T is least, among 1, 0.95, ..., 0.55 of its largest number.
+    With ``clip`` each block's grid in Q ends where e H_b e^T is least, among 1, 0.95, ..., 0.55 of its largest number; a symmetric grid
+    of more than 2 bits may be wider, so that its highest code reaches as far as its lowest.
     """
     if view.movable:
         return Scaled(_factors(view, bits=bits, block=block, symmetric=symmetric, points=points, clip=clip), {})

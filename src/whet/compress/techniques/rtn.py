@@ -35,7 +35,8 @@ def rtn(layer: LayerView, target: Target, *,
     much; a block of 32 to 128, ``search`` or ``gptq`` mend that. ``activations`` goes with 8 symmetric bits, in language models.
 
     Per row or block: s = max|W| / (2**(bits-1) - 1), W' = s * clip(round(W / s)); asymmetric: s = (max - min) / (2**bits - 1) and
-    z = round(-min / s). With ``search``, s times the share from 0.2 to 1 that has the least sum |W - W'|^2.5.
+    z = round(-min / s). Symmetric in language models: s = w / -2**(bits-1), w being the number farthest from 0, with its sign, so that all
+    codes are used. With ``search``, s times the share from 0.2 to 1 that has the least sum |W - W'|^2.5, or a wider one in language models.
     """
     weight = flat_weight(layer)
     block = block if layer.op in BLOCK_OPS and layer.weight is not None and layer.weight.ndim == 2 else 0

@@ -114,8 +114,8 @@ MISTAKES = (
     Mistake(
         "small scales stored as 0",
         "compress/grid.py",
-        "np.clip(np.abs(scale), kind.smallest_subnormal, kind.max)",
-        "np.clip(np.abs(scale), 0, kind.max)",
+        "return np.where(lost, np.copysign(np.float32(kind.smallest_subnormal), scale), found) if np.any(lost) else found",
+        "return found",
         GRID,
         "stored",
     ),

@@ -13,8 +13,8 @@ MISTAKES = (
     Mistake(
         "the number farthest from zero without its sign",
         "compress/grid.py",
-        "np.where(high32 > -low32, high32, low32) / -(1",
-        "np.maximum(high32, -low32) / (1",
+        "np.where(high32 > -low32, high32, low32) / np.float32(-(1 << (bits - 1)))",
+        "np.maximum(high32, -low32) / np.float32(1 << (bits - 1))",
         GRID,
         "farthest_from_zero",
     ),
@@ -29,8 +29,8 @@ MISTAKES = (
     Mistake(
         "signs lost where scales are stored",
         "compress/grid.py",
-        "return np.copysign(size, scale)",
-        "return size",
+        "np.clip(scale, kind.min, kind.max)",
+        "np.clip(np.abs(scale), kind.min, kind.max)",
         GRID,
         "equal or come_back",
     ),

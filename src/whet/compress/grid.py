@@ -52,7 +52,7 @@ class Grid:
             raise Refused(f"make a grid of {self.bits} bits", do="use 2 to 16 bits")
         wrong = self.scale == 0 if self.signed else self.scale <= 0
         if not np.all(np.isfinite(self.scale)) or np.any(wrong):
-            raise Refused("make a grid", found=f"a scale that is no {'' if self.signed else 'positive '}number, or 0",
+            raise Refused("make a grid", found="a scale that is 0, no number, or below 0 where codes are not signed",
                           do="check weights and data for NaN or infinity")
 
     @property
@@ -110,13 +110,13 @@ def from_range(low: Array | float, high: Array | float, *, bits: int, signed: bo
 
 def from_farthest(low: Array | float, high: Array | float, *, bits: int, scales: str = "float32") -> Floats:
     """The scale with which the number farthest from 0 lies on the lowest signed code, so that all 2**bits codes are used: below 0 where
-    that number is above 0. low, high: the ends, any shape, widened to hold 0. scales: as in ``from_range``.
+    that number is above 0. low, high: the ends, any shape. scales: as in ``from_range``.
 
     So do llama.cpp (Q4_0: d = max / -8) and onnxruntime (MatMulNBits); like the latter, equal ends get a scale above 0. A range of no
     width gets scale 1.
     """
-    low32, high32 = np.minimum(np.asarray(low, np.float64), 0.0), np.maximum(np.asarray(high, np.float64), 0.0)
-    return storable(_usable(np.where(high32 > -low32, high32, low32) / -(1 << (bits - 1))), scales)
+    low32, high32 = np.asarray(low, np.float32), np.asarray(high, np.float32)
+    return storable(_usable(np.where(high32 > -low32, high32, low32) / np.float32(-(1 << (bits - 1)))), scales)
 
 
 def storable(scale: Floats, dtype: str) -> Floats:
@@ -126,8 +126,9 @@ def storable(scale: Floats, dtype: str) -> Floats:
     kind = np.finfo(np.dtype(dtype))
     if kind.dtype == np.float32:
         return scale
-    size = np.clip(np.abs(scale), kind.smallest_subnormal, kind.max)
-    return np.copysign(size, scale).astype(kind.dtype).astype(np.float32)
+    found = np.clip(scale, kind.min, kind.max).astype(kind.dtype).astype(np.float32)
+    lost = found == 0
+    return np.where(lost, np.copysign(np.float32(kind.smallest_subnormal), scale), found) if np.any(lost) else found
 
 
 def weight_grid(weight: Array, *, bits: int, symmetric: bool = True, axis: int | None = None, block: int = 0, scales: str = "float32",
@@ -264,7 +265,7 @@ def block_count(length: int, block: int) -> int:
     return -(-length // block)
 
 
-def _usable(scale: NDArray[np.float64]) -> Floats:
+def _usable(scale: Array) -> Floats:
     return np.where(np.abs(scale) > SMALLEST_SCALE, scale, 1.0).astype(np.float32)
 
 

@@ -82,6 +82,28 @@ def test_with_one_scale_a_layer_the_weights_are_to_blame_too(weight: str, channe
     assert worst.weights_damage > 1e-5
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_bias_that_asks_for_coarse_weights_is_found_and_has_a_priced_remedy(per_channel: bool) -> None:
+    model = onnx.load_from_string(digits.network())
+    (stored,) = (each for each in model.graph.initializer if each.name == "b2")
+    values = numpy_helper.to_array(stored).copy()
+    values[7] = -3e6  # behind the Relu this channel is 0 whatever it reads, in float and in integers
+    stored.CopyFrom(numpy_helper.from_array(values, stored.name))
+    found = explained(model.SerializeToString(), static(per_channel=per_channel), remedies=not per_channel)
+    if per_channel:  # then it costs only the channel that gives nothing anyway
+        assert found.layers[0].causes[0].kind != "bias_overflow"
+        return
+    worst = found.layers[0]
+    assert (worst.name, worst.causes[0].kind) == ("second", "bias_overflow")
+    assert worst.causes[0].numbers["channel"] == 7
+    assert worst.causes[0].numbers["codes"] <= 8
+    assert "does not fit the int32 sums" in worst.causes[0].text
+    best = found.useful[0]
+    assert best.name in ("second with one scale a channel", "second in float")
+    assert (best.damage or 1.0) < 0.1 * found.damage
+    assert best.size_bytes is not None
+
+
 def test_weights_alone_are_blamed_where_activations_stay_in_float() -> None:
     step = Step("weight_only", options=FrozenMap({"per_channel": False})) if _has_option("weight_only", "per_channel") else None
     if step is None:

@@ -153,7 +153,16 @@ def techniques_of(start: Start) -> tuple[str, ...]:
 
 def test_ranges_are_found_in_other_ways_and_by_the_layers_where_that_is_known() -> None:
     assert [start.base.options.get("ranges") for start in other_ranges(())] == ["mse", "percentile"]
-    assert techniques_of(other_ranges(EVERY)[-1]) == ("clip", "static")
+    assert [techniques_of(start) for start in other_ranges(EVERY)[2:]] == [
+        ("clip", "static"), ("static", "bias_correct"), ("static", "bias_correct")]
+    assert [start.base.options.get("ranges") for start in other_ranges(EVERY)[3:]] == [None, "percentile"]
+
+
+def test_a_start_with_corrected_biases_keeps_them_and_does_not_correct_them_twice() -> None:
+    start = next(start for start in other_ranges(EVERY) if start.label == "biases corrected")
+    found = corrected(start, EVERY)
+    assert {techniques_of(each) for each in found} == {("equalize", "static", "bias_correct"), ("smoothquant", "static", "bias_correct")}
+    assert {each.label for each in found} == {"biases corrected, equalised", "biases corrected, smoothed"}
 
 
 def test_corrections_stand_around_the_integer_step_and_keep_its_ranges() -> None:
@@ -173,7 +182,8 @@ def test_rounding_is_learned_for_the_layers_of_fewest_bits_before_static() -> No
     problem = Problem(tuple(Unit(name, (name,), (Offer(FLOAT), Offer(int8), Offer(int4))) for name in "abc"))
     start = Start("equalised", Outline((Step("equalize"),)))
     found = rounded(start, problem, {"a": "W4A8", "b": "int8", "c": "W4A8"}, EVERY)
-    assert [techniques_of(each) for each in found] == [("equalize", name, "static") for name in ("gptq", "adaround", "reconstruct")]
+    assert [techniques_of(each) for each in found] == [
+        ("equalize", name, "static", *after) for name in ("gptq", "adaround", "reconstruct") for after in ((), ("bias_correct",))]
     assert all(each.base.before[-1].layers == ("a", "c") and each.base.before[-1].options["bits"] == 4 for each in found)
     (eight, *_) = rounded(start, problem, {"a": "int8", "b": "float32", "c": "int8"}, EVERY)
     assert eight.base.before[-1].layers == ("a", "c")

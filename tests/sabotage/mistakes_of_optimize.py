@@ -40,6 +40,22 @@ MISTAKES = (
     Mistake("the layers of most bits are learned", _SEARCH, "least = min(bits)", "least = max(bits)", SEARCH, "fewest_bits"),
     # -- choose
     Mistake(
+        "a few per cent are a difference whatever the intervals say",
+        _CHOOSE,
+        "and mine.interval.low <= other.interval.high",
+        "and mine.interval.low < 0",
+        CHOOSE,
+        "overlap",
+    ),
+    Mistake(
+        "files of any size are one set of kernels",
+        _CHOOSE,
+        "abs(size - least) <= SAME_SIZE * least and",
+        "True and",
+        CHOOSE,
+        "overlap",
+    ),
+    Mistake(
         "a winner that failed its gates",
         _CHOOSE,
         "if trial.passed and trial.name != original and",

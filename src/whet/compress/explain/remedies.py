@@ -170,7 +170,7 @@ def _selects(step: Step, name: str, op: str) -> bool:
 CURES = (
     Cure("{layer} in float", frozenset(), in_float),
     Cure("{layer} to int16 activations", _FINER, sixteen_bits, "activations"),
-    Cure("{layer} with one scale a channel", _WEIGHTS | {"rounding"}, with_options(per_channel=True), "weights"),
+    Cure("{layer} with one scale a channel", _WEIGHTS | {"rounding", "bias_overflow"}, with_options(per_channel=True), "weights"),
     Cure("{layer}'s range by mse", _RANGES, with_options(ranges="mse"), "activations"),
     Cure("{layer}'s range by percentile 99.99", _RANGES, with_options(ranges="percentile", percentile=99.99), "activations"),
     Cure("{layer}'s range by minmax", frozenset({"saturation"}), with_options(ranges="minmax"), "activations"),

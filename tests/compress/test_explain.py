@@ -18,6 +18,7 @@ from whet.compress.data import Dataset, load_data
 from whet.compress.evaluate.output_error import relative_error
 from whet.compress.explain import explain
 from whet.compress.explain.differences import differences
+from whet.compress.explain.remedies import proposals
 from whet.compress.explain.sensitivity import everything, sensitivity
 from whet.compress.explain.simulate import Variant, simulation
 from whet.compress.graph import GraphModel
@@ -25,7 +26,7 @@ from whet.compress.report import render_explanation
 from whet.compress.runtime import outputs_of
 from whet.core.document import FrozenMap
 from whet.core.errors import Refused
-from whet.core.explanation import Explanation
+from whet.core.explanation import Cause, Explanation, LayerBlame
 from whet.core.recipe import Recipe, Step
 from whet.device.targets import target
 
@@ -102,6 +103,16 @@ def test_a_bias_that_asks_for_coarse_weights_is_found_and_has_a_priced_remedy(pe
     assert best.name in ("second with one scale a channel", "second in float")
     assert (best.damage or 1.0) < 0.1 * found.damage
     assert best.size_bytes is not None
+
+
+def test_long_names_are_short_in_sentences_and_whole_in_recipes() -> None:
+    name = "model/" + ";".join(f"batch_normalization_{at}/FusedBatchNormV3" for at in range(8))
+    worst = LayerBlame(name, "Conv", 0.1, 0.5, causes=(Cause("rounding", "weights", "nothing unusual"),))
+    found = proposals(Recipe((static(),)), [worst], {name: "Conv"}, {}, others=3)
+    assert found[0].name.endswith(" in float")
+    assert all(len(each.name) < 100 for each in found)
+    assert found[0].recipe.steps[0].exclude == (name,)
+    assert found[0].layer == name
 
 
 def test_weights_alone_are_blamed_where_activations_stay_in_float() -> None:

@@ -48,12 +48,13 @@ def named(ideas: tuple[Idea, ...]) -> dict[str, Idea]:
 def test_every_idea_is_a_recipe_that_the_techniques_know(layers: list[tuple[str, int, int]], goal: str, place: Target,
                                                         passed: bool) -> None:
     known = technique_names()
-    starts = other_ranges(known)
-    starts += tuple(each for start in (PLAIN, *starts) for each in corrected(start, known))
-    ideas = (INTEGER, *(start.idea for start in starts), *other_ideas(inventory(*layers), place, goal, integer_passed=passed))
-    recipes = [idea.recipe.steps for idea in ideas]
-    assert len(set(map(str, recipes))) == len(recipes)  # nothing is tried twice
-    assert named(ideas)
+    starts, others = other_ranges(known), other_ideas(inventory(*layers), place, goal, integer_passed=passed)
+    stages = ((PLAIN, *starts), *(corrected(start, known) for start in (PLAIN, *starts)))
+    for stage in stages:  # what an earlier stage had is known by its steps
+        recipes = [start.idea.recipe.steps for start in stage]
+        assert len(set(map(str, recipes))) == len(recipes)  # nothing is tried twice
+        assert named((*(start.idea for start in stage), *others))
+    ideas = (*(start.idea for stage in stages for start in stage), *others)
     for idea in ideas:
         assert idea.recipe.steps
         assert len(idea.name) < 110

@@ -88,7 +88,8 @@ def _bias_overflow(weights: Weights) -> Cause | None:
     """A bias that is so large beside the products that its int32 codes ask for coarser steps, and so coarser weights."""
     if weights.bias is None:
         return None
-    exact, (codes, shared) = weights.bias[0], (weights.bias[1].codes, weights.bias[1].shared)
+    codes, shared = weights.bias[1].codes, weights.bias[1].shared
+    exact = np.broadcast_to(weights.bias[0], codes.shape)  # a Gemm may have one number for all rows
     alive = _reach(weights.exact) > 0
     full = (np.abs(codes.astype(np.int64)) >= 0.999 * BIAS_LIMIT) & (shared or alive)  # a dead channel's steps are its bias's anyway
     if not full.any():

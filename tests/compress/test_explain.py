@@ -99,6 +99,7 @@ def test_a_bias_that_asks_for_coarse_weights_is_found_and_has_a_priced_remedy(pe
     assert worst.causes[0].numbers["channel"] == 7
     assert worst.causes[0].numbers["codes"] <= 8
     assert "does not fit the int32 sums" in worst.causes[0].text
+    assert "all channels" in worst.causes[0].text
     best = found.useful[0]
     assert best.name in ("second with one scale a channel", "second in float")
     assert (best.damage or 1.0) < 0.1 * found.damage

@@ -228,6 +228,19 @@ def test_whole_numbers_truth_and_nothing() -> None:
     assert found[empty].count == found[empty].batches == 0
 
 
+def test_tails_are_those_of_all_samples_for_any_number_of_threads() -> None:
+    model, share = network(), 5e-4
+    names = inner(model)
+    one, two = (collect(model, names, DATA, histogram=False, tails=share, threads=threads) for threads in (1, 2))
+    for name, arrays in laid_out(model, names, DATA).items():
+        numbers = np.sort(np.concatenate([array.ravel() for array in arrays]))
+        kept = int(share * numbers.size) + 2
+        expected = numbers[numbers > 0][::-1][:kept]
+        assert one[name].highest == pytest.approx(expected, rel=1e-4, abs=1e-5), name
+        assert one[name].highest.tolist() == two[name].highest.tolist()
+        assert one[name].lowest.tolist() == two[name].lowest.tolist()
+
+
 MEMORY = """
 import json, sys
 import numpy as np

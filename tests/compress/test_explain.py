@@ -18,6 +18,7 @@ from whet.compress.data import Dataset, load_data
 from whet.compress.evaluate.output_error import relative_error
 from whet.compress.explain import explain
 from whet.compress.explain.differences import differences
+from whet.compress.explain.remedies import proposals
 from whet.compress.explain.sensitivity import everything, sensitivity
 from whet.compress.explain.simulate import Variant, simulation
 from whet.compress.graph import GraphModel
@@ -25,7 +26,7 @@ from whet.compress.report import render_explanation
 from whet.compress.runtime import outputs_of
 from whet.core.document import FrozenMap
 from whet.core.errors import Refused
-from whet.core.explanation import Explanation
+from whet.core.explanation import Cause, Explanation, LayerBlame
 from whet.core.recipe import Recipe, Step
 from whet.device.targets import target
 
@@ -80,6 +81,39 @@ def test_with_one_scale_a_layer_the_weights_are_to_blame_too(weight: str, channe
     assert f"channel {channel}'s weights reach" in causes["weight_channel"].text
     assert worst.weights_damage is not None
     assert worst.weights_damage > 1e-5
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_bias_that_asks_for_coarse_weights_is_found_and_has_a_priced_remedy(per_channel: bool) -> None:
+    model = onnx.load_from_string(digits.network())
+    (stored,) = (each for each in model.graph.initializer if each.name == "b2")
+    values = numpy_helper.to_array(stored).copy()
+    values[7] = -3e6  # behind the Relu this channel is 0 whatever it reads, in float and in integers
+    stored.CopyFrom(numpy_helper.from_array(values, stored.name))
+    found = explained(model.SerializeToString(), static(per_channel=per_channel), remedies=not per_channel)
+    if per_channel:  # then it costs only the channel that gives nothing anyway
+        assert found.layers[0].causes[0].kind != "bias_overflow"
+        return
+    worst = found.layers[0]
+    assert (worst.name, worst.causes[0].kind) == ("second", "bias_overflow")
+    assert worst.causes[0].numbers["channel"] == 7
+    assert worst.causes[0].numbers["codes"] <= 8
+    assert "does not fit the int32 sums" in worst.causes[0].text
+    assert "all channels" in worst.causes[0].text
+    best = found.useful[0]
+    assert best.name in ("second with one scale a channel", "second in float")
+    assert (best.damage or 1.0) < 0.1 * found.damage
+    assert best.size_bytes is not None
+
+
+def test_long_names_are_short_in_sentences_and_whole_in_recipes() -> None:
+    name = "model/" + ";".join(f"batch_normalization_{at}/FusedBatchNormV3" for at in range(8))
+    worst = LayerBlame(name, "Conv", 0.1, 0.5, causes=(Cause("rounding", "weights", "nothing unusual"),))
+    found = proposals(Recipe((static(),)), [worst], {name: "Conv"}, {}, others=3)
+    assert found[0].name.endswith(" in float")
+    assert all(len(each.name) < 100 for each in found)
+    assert found[0].recipe.steps[0].exclude == (name,)
+    assert found[0].layer == name
 
 
 def test_weights_alone_are_blamed_where_activations_stay_in_float() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from whet.compress.explain.causes import Activation, Weights, causes
-from whet.compress.grid import Grid, fake_quantise, from_range, weight_grid
+from whet.compress.explain.differences import BiasCodes
+from whet.compress.grid import BIAS_LIMIT, Grid, fake_quantise, from_range, weight_grid
 from whet.compress.statistics import Statistics
 from whet.core.explanation import Cause
 
@@ -61,6 +64,27 @@ def test_small_weights_of_a_large_input_are_lost() -> None:
     assert (found.kind, found.numbers["channel"]) == ("weight_column", 3)
     assert of_weights(weights(uneven, inputs=np.ones(8))).kind == "rounding"  # what is lost is not read by much
     assert of_weights(weights(uneven)).kind == "rounding"
+
+
+def test_a_bias_without_room_in_int32_makes_the_weights_coarse() -> None:
+    codes, exact = np.full(16, 1000, np.int32), np.full(16, 0.5, np.float32)
+    codes[[3, 9]], exact[[3, 9]] = (-BIAS_LIMIT, BIAS_LIMIT), (-7000.0, 8000.0)
+
+    def found(given: Weights, *, shared: bool) -> Cause:
+        return of_weights(replace(given, bias=(exact, BiasCodes(codes, shared))))
+
+    coarse = NORMAL.copy()
+    coarse[[3, 9]] = np.rint(coarse[[3, 9]])
+    own = found(Weights(NORMAL, coarse), shared=False)
+    assert (own.kind, own.numbers["channel"], own.numbers["channels"]) == ("bias_overflow", 9, 2)
+    assert own.numbers["codes"] <= 9
+    assert "2 of 16 channels keep" in own.text
+    assert "all channels" in found(Weights(NORMAL, np.rint(NORMAL)), shared=True).text
+    dead = NORMAL.copy()
+    dead[[3, 9]] = 0  # whose step is made for the bias, so that it takes all codes there are
+    assert found(weights(dead), shared=False).kind == "dead_channels"
+    codes[[3, 9]] //= 2
+    assert found(weights(NORMAL), shared=False).kind == "rounding"
 
 
 def test_heavy_tails() -> None:

@@ -163,7 +163,7 @@ def test_the_stages_end_early_and_say_why(files: dict[str, Path], tmp_path: Path
     made = [name for stage in outcome.stages for name in stage.trials]
     assert made == [trial.name for trial in outcome.trials[1:]]
     assert stages["other ways"].best == outcome.winner
-    assert sum(trial.status == "measured" for trial in outcome.trials[1:]) <= 6
+    assert sum(trial.status == "measured" for trial in outcome.trials[1:]) <= 8
     assert {trial.status for trial in outcome.trials if trial.name in ("float16", "int8 weights")} == {"skipped"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -12,6 +13,7 @@ from tests.compress.made_up_trials import GATES, measured, original, trials
 from whet.compress.optimize.choose import EQUAL, closest, winner, with_front
 from whet.core.front import beats
 from whet.core.gate import Gate
+from whet.core.measurement import Interval
 from whet.core.outcome import GOALS, Trial
 from whet.core.recipe import Recipe, Step
 
@@ -75,6 +77,19 @@ def test_among_equals_the_more_accurate_wins() -> None:
     found = (original(), measured("lossy", drop=0.005, latency_ratio=0.3, size_bytes=250.0),
              measured("exact", drop=0.0, latency_ratio=0.305, size_bytes=252.0))
     assert winner(found, "latency", "original") == "exact"
+
+
+def test_a_few_per_cent_between_files_of_one_size_are_chance_where_the_intervals_overlap() -> None:
+    def timed(name: str, ratio: float, spread: float, *, drop: float, size: float) -> Trial:
+        trial = measured(name, drop=drop, latency_ratio=ratio, size_bytes=size)
+        time = replace(trial.measurements["latency_ratio"], interval=Interval(ratio - spread, ratio + spread, 0.95))
+        return replace(trial, measurements={**trial.measurements, "latency_ratio": time})
+
+    fast = timed("fast", 0.50, 0.02, drop=0.005, size=600.0)
+    for ratio, spread, size, wanted in ((0.53, 0.02, 601.0, "exact"), (0.55, 0.02, 601.0, "fast"), (0.53, 0.02, 590.0, "fast"),
+                                        (0.53, 0.0, 601.0, "fast")):
+        found = (original(), fast, timed("exact", ratio, spread, drop=0.0, size=size))
+        assert winner(found, "latency", "original") == wanted, (ratio, spread, size)
 
 
 def test_what_failed_its_gates_never_wins_however_fast() -> None:

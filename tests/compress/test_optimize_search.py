@@ -48,12 +48,13 @@ def named(ideas: tuple[Idea, ...]) -> dict[str, Idea]:
 def test_every_idea_is_a_recipe_that_the_techniques_know(layers: list[tuple[str, int, int]], goal: str, place: Target,
                                                         passed: bool) -> None:
     known = technique_names()
-    starts = other_ranges(known)
-    starts += tuple(each for start in (PLAIN, *starts) for each in corrected(start, known))
-    ideas = (INTEGER, *(start.idea for start in starts), *other_ideas(inventory(*layers), place, goal, integer_passed=passed))
-    recipes = [idea.recipe.steps for idea in ideas]
-    assert len(set(map(str, recipes))) == len(recipes)  # nothing is tried twice
-    assert named(ideas)
+    starts, others = other_ranges(known), other_ideas(inventory(*layers), place, goal, integer_passed=passed)
+    stages = ((PLAIN, *starts), *(corrected(start, known) for start in (PLAIN, *starts)))
+    for stage in stages:  # what an earlier stage had is known by its steps
+        recipes = [start.idea.recipe.steps for start in stage]
+        assert len(set(map(str, recipes))) == len(recipes)  # nothing is tried twice
+        assert named((*(start.idea for start in stage), *others))
+    ideas = (*(start.idea for stage in stages for start in stage), *others)
     for idea in ideas:
         assert idea.recipe.steps
         assert len(idea.name) < 110
@@ -153,7 +154,16 @@ def techniques_of(start: Start) -> tuple[str, ...]:
 
 def test_ranges_are_found_in_other_ways_and_by_the_layers_where_that_is_known() -> None:
     assert [start.base.options.get("ranges") for start in other_ranges(())] == ["mse", "percentile"]
-    assert techniques_of(other_ranges(EVERY)[-1]) == ("clip", "static")
+    assert [techniques_of(start) for start in other_ranges(EVERY)[2:]] == [
+        ("clip", "static"), ("static", "bias_correct"), ("static", "bias_correct")]
+    assert [start.base.options.get("ranges") for start in other_ranges(EVERY)[3:]] == [None, "percentile"]
+
+
+def test_a_start_with_corrected_biases_keeps_them_and_does_not_correct_them_twice() -> None:
+    start = next(start for start in other_ranges(EVERY) if start.label == "biases corrected")
+    found = corrected(start, EVERY)
+    assert {techniques_of(each) for each in found} == {("equalize", "static", "bias_correct"), ("smoothquant", "static", "bias_correct")}
+    assert {each.label for each in found} == {"biases corrected, equalised", "biases corrected, smoothed"}
 
 
 def test_corrections_stand_around_the_integer_step_and_keep_its_ranges() -> None:
@@ -173,7 +183,8 @@ def test_rounding_is_learned_for_the_layers_of_fewest_bits_before_static() -> No
     problem = Problem(tuple(Unit(name, (name,), (Offer(FLOAT), Offer(int8), Offer(int4))) for name in "abc"))
     start = Start("equalised", Outline((Step("equalize"),)))
     found = rounded(start, problem, {"a": "W4A8", "b": "int8", "c": "W4A8"}, EVERY)
-    assert [techniques_of(each) for each in found] == [("equalize", name, "static") for name in ("gptq", "adaround", "reconstruct")]
+    assert [techniques_of(each) for each in found] == [
+        ("equalize", name, "static", *after) for name in ("gptq", "adaround", "reconstruct") for after in ((), ("bias_correct",))]
     assert all(each.base.before[-1].layers == ("a", "c") and each.base.before[-1].options["bits"] == 4 for each in found)
     (eight, *_) = rounded(start, problem, {"a": "int8", "b": "float32", "c": "int8"}, EVERY)
     assert eight.base.before[-1].layers == ("a", "c")

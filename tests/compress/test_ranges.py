@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.slow_papers import calibration
 
-from whet.compress.ranges import NEEDS_HISTOGRAM, by_entropy, by_mse, by_percentile, find_range
+from whet.compress.ranges import NEEDS_HISTOGRAM, Wanted, by_entropy, by_mse, by_percentile, find_range, wanted
 from whet.compress.statistics import Statistics
 from whet.compress.technique import technique
 from whet.core.errors import Refused
@@ -34,6 +34,55 @@ def drawn(kind: str, batches: int = 8, size: int = 2500) -> tuple[Statistics, Ar
         parts.append(KINDS[kind](random, size).astype(np.float32))
         found.update(parts[-1])
     return found, np.concatenate(parts)
+
+
+@pytest.mark.parametrize("share", [99.99, 99.999, 99.9999])
+@pytest.mark.parametrize("kind", [*KINDS, "clipped", "steps"])
+def test_kept_tails_give_the_percentile_of_all_numbers(kind: str, share: float) -> None:
+    random = np.random.default_rng(3)
+    made = {"clipped": lambda random, size: np.clip(random.standard_normal(size), -0.1, 0.5),
+            "steps": lambda random, size: np.rint(random.standard_normal(size)), **KINDS}[kind]
+    for samples, size in ((40, 6000), (3, 50_000), (200, 30)):
+        parts = [made(random, (many, size)).astype(np.float32) for many in _cut(random, samples)]
+        found = Statistics("t", tails=(100 - share) / 200 * samples)
+        for part in parts:
+            seen = found.look(part, len(part))
+            assert seen is not None
+            found.join(seen, len(part))
+        numbers = np.concatenate([part.ravel() for part in parts])
+        assert len(found.highest) <= found.kept <= 2 + (100 - share) / 200 * numbers.size
+        outside = (100 - share) / 2
+        low, high = np.quantile(numbers.astype(np.float64), [outside / 100, 1 - outside / 100])
+        expected = max(min(low, 0.0), found.low), min(max(high, 0.0), found.high)
+        assert by_percentile(found, share) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def _cut(random: np.random.Generator, samples: int) -> list[int]:
+    """Batches of unequal size."""
+    ends = np.unique(random.integers(1, samples, size=4))
+    return np.diff([0, *ends, samples]).tolist()
+
+
+def test_tails_are_the_same_whoever_looks_first() -> None:
+    parts = [np.random.default_rng(at).standard_t(3, (4, 9000)).astype(np.float32) for at in range(6)]
+    ahead, behind = (Statistics("t", tails=1e-4 * 24) for _ in range(2))
+    looks = [ahead.look(part, 4) for part in parts]  # all before the first is joined
+    for part, look in zip(parts, looks, strict=True):
+        assert look is not None
+        ahead.join(look, 4)
+        seen = behind.look(part, 4)
+        assert seen is not None
+        behind.join(seen, 4)
+    assert ahead.lowest.tolist() == behind.lowest.tolist()
+    assert ahead.highest.tolist() == behind.highest.tolist()
+
+
+def test_what_is_observed_is_what_the_options_need() -> None:
+    assert wanted([{"ranges": "minmax"}]) == Wanted()
+    near, far = {"ranges": "percentile", "percentile": 99.999}, {"ranges": "percentile", "percentile": 99.0}
+    assert wanted([near, {"ranges": "minmax"}]) == Wanted(False, pytest.approx(5e-6))
+    assert wanted([far]) == Wanted(True, 0.0)
+    assert wanted([near, {"ranges": "mse"}]) == Wanted(True, pytest.approx(5e-6))
 
 
 @pytest.mark.parametrize("kind", KINDS)

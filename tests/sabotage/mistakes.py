@@ -164,8 +164,8 @@ MISTAKES = (
     Mistake(
         "percentile on one side only",
         "compress/ranges.py",
-        "share = (100.0 - percentile) / 200.0",
-        "share = (100.0 - percentile) / 100.0",
+        "return (100.0 - percentile) / 200.0",
+        "return (100.0 - percentile) / 100.0",
         RANGES,
         "percentiles_agree",
     ),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from tests.sabotage.mistakes import Mistake
 
-CALIBRATE = "compress/test_calibrate.py"
+CALIBRATE, RANGES = "compress/test_calibrate.py", "compress/test_ranges.py"
+_TAILS = "compress/tails.py"
 
 MISTAKES = (
     Mistake(
@@ -54,6 +55,38 @@ MISTAKES = (
         "range(0, flat.size - _BLOCK + 1, _BLOCK)",
         "compress/test_statistics.py",
         "in_the_bin",
+    ),
+    Mistake(
+        "the last of the numbers kept is the first but one",
+        _TAILS,
+        "known_end = float(known[-1]) if",
+        "known_end = float(known[0]) if",
+        RANGES,
+        "kept_tails or looks_first",
+    ),
+    Mistake(
+        "blocks promise one number too many",
+        _TAILS,
+        "place = count - 1 if lowest else len(extremes) - count\n",
+        "place = 0 if lowest else len(extremes) - 1\n",
+        RANGES,
+        "kept_tails",
+    ),
+    Mistake(
+        "what a Clip cuts off counts once",
+        _TAILS,
+        "np.full(max(count - len(beyond), 0), own)",
+        "np.full(0, own)",
+        RANGES,
+        "kept_tails",
+    ),
+    Mistake(
+        "tails of one sample",
+        "compress/calibrate.py",
+        "channels.get(name), tails * len(data))",
+        "channels.get(name), tails)",
+        CALIBRATE,
+        "tails",
     ),
     Mistake(
         "every core but one looks",

@@ -35,10 +35,28 @@ MISTAKES = (
             "            pass\n        if not any(", WHOLE, "end_early"),
     Mistake("files are made smaller though time counts", _SEARCHING, "integer_passed=passed", "integer_passed=False", WHOLE, "end_early"),
     # -- search
-    Mistake("ranges of the start are forgotten", _SEARCH, "start.base.options, behind)", "Outline().options, behind)", SEARCH,
+    Mistake("ranges of the start are forgotten", _SEARCH, "before), start.base.options,", "before), Outline().options,", SEARCH,
             "corrections_stand"),
+    Mistake("corrected biases of the start are forgotten", _SEARCH, "start.base.after or behind)", "behind)", SEARCH,
+            "does_not_correct_them_twice"),
     Mistake("the layers of most bits are learned", _SEARCH, "least = min(bits)", "least = max(bits)", SEARCH, "fewest_bits"),
     # -- choose
+    Mistake(
+        "a few per cent are a difference whatever the intervals say",
+        _CHOOSE,
+        "and mine.interval.low <= other.interval.high",
+        "and mine.interval.low < 0",
+        CHOOSE,
+        "overlap",
+    ),
+    Mistake(
+        "files of any size are one set of kernels",
+        _CHOOSE,
+        "abs(size - least) <= SAME_SIZE * least and",
+        "True and",
+        CHOOSE,
+        "overlap",
+    ),
     Mistake(
         "a winner that failed its gates",
         _CHOOSE,
@@ -48,7 +66,7 @@ MISTAKES = (
         "never_wins",
     ),
     Mistake("the original wins", _CHOOSE, "if trial.passed and trial.name != original and", "if trial.passed and", CHOOSE, "nothing_wins"),
-    Mistake("ties are not looked for", _CHOOSE, "<= best * (1 + EQUAL)]", "<= best]", CHOOSE, "much_smaller"),
+    Mistake("ties are not looked for", _CHOOSE, "best.value(name)) * (1 + EQUAL)", "best.value(name))", CHOOSE, "much_smaller"),
     Mistake("the largest file wins a tie", _CHOOSE, '(GOALS[goal], "size_bytes") if', "(GOALS[goal],) if", CHOOSE, "much_smaller"),
     Mistake(
         "the greater drop wins",

@@ -106,7 +106,7 @@ MISTAKES = (
     Mistake(
         "evened inputs keep their old ranges",
         "compress/walks/sites.py",
-        "        statistics |= collected_again(working, names, work, histogram=_histogram(work))\n",
+        "        statistics |= collected_again(working, names, work, wanted(work.layers.values()))\n",
         "        statistics |= {name: next(iter(statistics.values())) for name in names}\n",
         UNEQUAL,
         "uneven_channels",

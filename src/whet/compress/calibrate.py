@@ -42,10 +42,11 @@ class _Batch:
     samples: int
 
 
-def collect(model: GraphModel, tensors: Collection[str], data: Dataset, *, histogram: bool, threads: int | None = None,
-            channels: Mapping[str, int] = _NO_CHANNELS) -> dict[str, Statistics]:
+def collect(model: GraphModel, tensors: Collection[str], data: Dataset, *, histogram: bool, tails: float = 0.0,
+            threads: int | None = None, channels: Mapping[str, int] = _NO_CHANNELS) -> dict[str, Statistics]:
     """Statistics of the named tensors over all samples, by name, in one pass.
 
+    tails: the share of all numbers that is kept of either end, for percentiles near 100.
     channels: tensors of which statistics of each channel are wanted too, and the axis that their channels lie on; a tensor named
     there need not be named in ``tensors``.
     Memory: the model in its session, and the observed tensors of the batches that are under way: ``AT_ONCE_BYTES``, or those of
@@ -58,13 +59,14 @@ def collect(model: GraphModel, tensors: Collection[str], data: Dataset, *, histo
     inner = [name for name in names if name not in data.names]
     makers = {value.name: node.name for node in model.ir.graph for value in node.outputs}
     # Names inside a folded graph are not those of the file, but its layers' names are.
-    found = {name: Statistics(f"{name} of {makers[name]}" if name in makers else name, histogram, channels.get(name)) for name in names}
+    found = {name: Statistics(f"{name} of {makers[name]}" if name in makers else name, histogram, channels.get(name), tails * len(data))
+             for name in names}
     cores = threads or usable_cores()
     with _opened(exposed(model, inner), data, inner, cores) as (session, size, at_once), ThreadPoolExecutor(cores) as pool, \
             task("calibrating", len(data)) as progress:
         def inference(feeds: Mapping[str, Array], samples: int) -> _Batch:
             values = {**feeds, **run(session, feeds, inner)}
-            looks = {name: look for name, each in found.items() if (look := each.look(values[name])) is not None}
+            looks = {name: look for name, each in found.items() if (look := each.look(values[name], samples)) is not None}
             return _Batch({name: values[name] for name in looks if histogram}, looks, samples)
 
         for batch in _in_order(pool, inference, batches_of(session, model, data, size), at_once):

@@ -235,13 +235,13 @@ def in_parts(values: Array, work: Callable[[Rows], None]) -> None:
         list(pool.map(work, parts))
 
 
-def quantise_bias(bias: Floats, scale: Floats) -> NDArray[np.int32]:
-    """A bias on the grid of its accumulator (scale = input scale * weight scale, zero point 0), int32.
+BIAS_LIMIT = 1 << 30  # of the codes of a bias; half of int32's range, for the sum of products comes on top
 
-    Ends of the int32 range are kept clear by a factor 2, for the accumulator adds to the bias.
-    """
-    limit = float(1 << 30)
-    return np.clip(np.rint(np.asarray(bias, np.float64) / np.asarray(scale, np.float64)), -limit, limit).astype(np.int32)
+
+def quantise_bias(bias: Floats, scale: Floats) -> NDArray[np.int32]:
+    """A bias on the grid of its accumulator (scale = input scale * weight scale, zero point 0), int32 of at most ``BIAS_LIMIT``."""
+    codes = np.rint(np.asarray(bias, np.float64) / np.asarray(scale, np.float64))
+    return np.clip(codes, -BIAS_LIMIT, BIAS_LIMIT).astype(np.int32)
 
 
 def scale_for_bias(weight_scale: Floats, input_scale: float, bias: Floats, dead: NDArray[np.bool_]) -> Floats:
@@ -251,7 +251,7 @@ def scale_for_bias(weight_scale: Floats, input_scale: float, bias: Floats, dead:
     which any scale is right: theirs is just what the bias needs, since the 1 of a range without width may make its steps too coarse.
     """
     size = np.abs(np.asarray(bias, np.float64))
-    needed = np.maximum(size / (float(1 << 30) * input_scale), 2 * SMALLEST_SCALE * max(1.0, 1.0 / input_scale))
+    needed = np.maximum(size / (BIAS_LIMIT * input_scale), 2 * SMALLEST_SCALE * max(1.0, 1.0 / input_scale))
     return np.where(dead & (size > 0), needed, np.maximum(weight_scale, needed)).astype(np.float32)
 
 

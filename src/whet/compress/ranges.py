@@ -6,24 +6,49 @@ has coarse steps; a narrow one is fine but cuts the outliers off.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from whet.compress.statistics import BINS, Statistics
+from whet.compress.tails import at
 from whet.core.errors import Refused
 
 METHODS = ("minmax", "moving_average", "percentile", "mse", "entropy", "octav")
-NEEDS_HISTOGRAM = frozenset({"percentile", "entropy", "mse", "octav"})
+NEEDS_HISTOGRAM = frozenset({"entropy", "mse", "octav"})
+# From this percentile on the numbers beyond it are few enough to be kept; below, the bins of a histogram tell.
+EXACT_FROM = 99.99
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a way to find ranges must know of the tensors beside their minimum and maximum. tails: the share of all numbers that is kept of
+    each end."""
+
+    histogram: bool = False
+    tails: float = 0.0
+
+
+def wanted(options: Iterable[Mapping[str, Any]]) -> Wanted:
+    """For layers with these options (``ranges``, ``percentile``)."""
+    found = [(each.get("ranges"), float(each.get("percentile", 100.0))) for each in options]
+    shares = [_beyond(percentile) for method, percentile in found if method == "percentile"]
+    return Wanted(any(method in NEEDS_HISTOGRAM for method, _ in found) or any(share > _beyond(EXACT_FROM) for share in shares),
+                  max((share for share in shares if share <= _beyond(EXACT_FROM)), default=0.0))
 
 
 def find_range(statistics: Statistics, method: str, *, codes: int, percentile: float) -> tuple[float, float]:
     """(low, high) by ``method``: minmax, moving_average, percentile, entropy, mse or octav. Raises Refused where nothing was seen.
 
-    A tensor without a histogram has a range that an earlier step found, and keeps it.
+    A tensor without a histogram or tails has a range that an earlier step found, and keeps it.
     """
     if statistics.count == 0:
         raise Refused(f"find the range of {statistics.name!r}", found="no calibration sample reached it", do="give more calibration data")
-    if method == "minmax" or statistics.low == statistics.high or (method in NEEDS_HISTOGRAM and not statistics.with_histogram):
+    lacking = not statistics.with_histogram and (method in NEEDS_HISTOGRAM or (method == "percentile" and not statistics.tails))
+    if method == "minmax" or statistics.low == statistics.high or lacking:
         return statistics.low, statistics.high
     if method == "moving_average":
         return statistics.mean_low, statistics.mean_high
@@ -33,14 +58,24 @@ def find_range(statistics: Statistics, method: str, *, codes: int, percentile: f
 
 
 def by_percentile(statistics: Statistics, percentile: float) -> tuple[float, float]:
-    """The values below and above which (100 - percentile) / 2 % of the numbers lie, linear inside a bin."""
-    share = (100.0 - percentile) / 200.0
+    """The values below and above which (100 - percentile) / 2 % of the numbers lie: exact where the tails were kept, else linear inside a
+    bin of the histogram. Where 0 is beyond such a value, the range ends at 0."""
+    share = _beyond(percentile)
+    if statistics.tails and (percentile >= EXACT_FROM or not statistics.with_histogram):
+        position = share * (statistics.count - 1)
+        low, high = (at(kept, statistics.kept, position) for kept in (statistics.lowest, statistics.highest))
+        return max(low, statistics.low), min(high, statistics.high)
     cumulative = np.concatenate([[0.0], np.cumsum(statistics.counts) / statistics.counts.sum()])
     # np.interp wants increasing abscissae; empty bins repeat a value and any point of them is right
     low = float(np.interp(share, cumulative, statistics.edges))
     high = float(np.interp(1.0 - share, cumulative, statistics.edges))
     # 0 of a one-sided tensor (Relu) is one value with a great share: its range still begins at 0
     return max(min(low, 0.0) if statistics.low >= 0 else low, statistics.low), min(high, statistics.high)
+
+
+def _beyond(percentile: float) -> float:
+    """The share of all numbers that lies beyond each end."""
+    return (100.0 - percentile) / 200.0
 
 
 def by_mse(statistics: Statistics, codes: int) -> tuple[float, float]:

@@ -4,6 +4,7 @@ Range: the lowest and highest value, and an exponential moving average of the lo
 al. 2018, section 3.1.1: "aggregates these ranges via exponential moving averages"), however they are cut into batches.
 Histogram: ``BINS`` equal bins over a range that doubles when a value falls outside it, pairs of bins being merged (the way of
 TensorRT's and torch.ao's streaming histograms, but with powers of two, so that a merge loses nothing).
+Tails: the few lowest and highest numbers, for percentiles near 100 (``tails.py``).
 Channels, where an axis is named: lowest, highest, mean and standard deviation along every other axis, batches put together as in
 Chan, Golub and LeVeque 1979, "Updating formulae and a pairwise algorithm for computing sample variances", equation 2.1.
 """
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whet.compress.grid import Array
+from whet.compress.tails import Numbers, farthest, joined, nothing
 from whet.core.errors import Refused
 
 BINS = 2048
@@ -44,6 +46,8 @@ class Seen:
     high: float
     count: int
     channels: Channels | None = None
+    lowest: Numbers = field(default_factory=nothing)
+    highest: Numbers = field(default_factory=nothing)
 
 
 @dataclass
@@ -52,13 +56,19 @@ class Statistics:
 
     channel_axis: the axis [C] of the tensor that the channel statistics are asked for, or None. channel_low, channel_high (float32,
     as seen), channel_mean and channel_std (float64, the population's): [C] each, None where not asked for or nothing was seen.
+    tails: of the numbers of one sample, the share that is kept of either end (a share of all numbers, times the samples to come); 0
+    keeps none. lowest, highest: those below and above 0, at most ``kept`` each, the farthest first.
     """
 
     name: str
     with_histogram: bool = False
     channel_axis: int | None = None
+    tails: float = 0.0
     low: float = np.inf
     high: float = -np.inf
+    lowest: Numbers = field(default_factory=nothing)
+    highest: Numbers = field(default_factory=nothing)
+    kept: int = 0
     mean_low: float = 0.0
     mean_high: float = 0.0
     count: int = 0
@@ -89,24 +99,35 @@ class Statistics:
         if self.with_histogram:
             self.counts += tally(values, self.start, self.width)
 
-    def look(self, values: Array) -> Seen | None:
-        """What a batch of any shape will add, None where it is empty; changes nothing. Raises Refused where it holds NaN or infinity."""
+    def look(self, values: Array, samples: int = GROUP) -> Seen | None:
+        """What a batch of so many samples, of any shape, will add, None where it is empty; changes nothing. Raises Refused where it holds
+        NaN or infinity."""
         if values.size == 0:
             return None
-        low, high = float(values.min()), float(values.max())
+        if self.tails:
+            count, flat = _most(self.tails, values.size, samples), values.ravel()
+            low, lowest = farthest(flat, count, self.lowest, lowest=True)
+            high, highest = farthest(flat, count, self.highest, lowest=False)
+        else:
+            low, high, lowest, highest = float(values.min()), float(values.max()), nothing(), nothing()
         if not (np.isfinite(low) and np.isfinite(high)):
             raise self.refusal()
-        if self.channel_axis is None:
-            return Seen(low, high, values.size)
-        if not -values.ndim <= self.channel_axis < values.ndim:
-            raise Refused(f"calibrate the channels of {self.name!r} on axis {self.channel_axis}", found=f"{values.ndim} dimensions")
-        return Seen(low, high, values.size, _channels(values, self.channel_axis % values.ndim))
+        channels = None
+        if self.channel_axis is not None:
+            if not -values.ndim <= self.channel_axis < values.ndim:
+                raise Refused(f"calibrate the channels of {self.name!r} on axis {self.channel_axis}", found=f"{values.ndim} dimensions")
+            channels = _channels(values, self.channel_axis % values.ndim)
+        return Seen(low, high, values.size, channels, lowest, highest)
 
     def join(self, seen: Seen, samples: int = GROUP) -> None:
         """Add what ``look`` saw of a batch of so many samples. Where there is a histogram, what ``tally`` counts on the bins as they
         then are (``start``, ``width``) is to be added to ``counts`` before the next batch."""
         low, high = seen.low, seen.high
         self.low, self.high = min(self.low, low), max(self.high, high)
+        if self.tails:
+            self.kept = self.kept or _most(self.tails, seen.count, samples)
+            self.lowest = joined(self.lowest, seen.lowest, self.kept, lowest=True)
+            self.highest = joined(self.highest, seen.highest, self.kept, lowest=False)
         self._average(low, high, samples)
         self.batches += 1
         self.count += seen.count
@@ -177,6 +198,11 @@ def tally(values: Array, start: float, width: float) -> NDArray[np.int64]:
         np.clip(index, 0, BINS - 1, out=index)
         counts += np.bincount(index, minlength=BINS)
     return counts
+
+
+def _most(tails: float, numbers: int, samples: int) -> int:
+    """How many numbers of an end a percentile may need: those beyond it, and the two beside it."""
+    return int(tails * numbers / samples) + 2
 
 
 def _channels(values: Array, axis: int) -> Channels:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from whet.compress.grid import Array, Grid
+from whet.compress.explain.differences import BiasCodes
+from whet.compress.grid import BIAS_LIMIT, Array, Grid
 from whet.compress.statistics import Statistics
 from whet.core.explanation import Cause
 
@@ -25,11 +26,12 @@ FEW_CODES = 24  # distinct numbers that are left to a channel
 @dataclass(frozen=True, eq=False)
 class Weights:
     """A layer's weights, [out, in, ...] before and after rounding. inputs: [in] how far each channel that it reads goes; None where
-    that is not known."""
+    that is not known. bias: [out] in float, with its codes on the grid of the layer's sums; None where it has none."""
 
     exact: Array
     rounded: Array
     inputs: NDArray[np.float64] | None = None
+    bias: tuple[Array, BiasCodes] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +82,25 @@ def _signs(table: Sequence[Callable[..., Cause | None]], about: Weights | Activa
 
 
 # -- weights ------------------------------------------------------------------------------------------------------------------------
+
+
+def _bias_overflow(weights: Weights) -> Cause | None:
+    """A bias that is so large beside the products that its int32 codes ask for coarser steps, and so coarser weights."""
+    if weights.bias is None:
+        return None
+    codes, shared = weights.bias[1].codes, weights.bias[1].shared
+    exact = np.broadcast_to(weights.bias[0], codes.shape)  # a Gemm may have one number for all rows
+    alive = _reach(weights.exact) > 0
+    full = (np.abs(codes.astype(np.int64)) >= 0.999 * BIAS_LIMIT) & (shared or alive)  # a dead channel's steps are its bias's anyway
+    if not full.any():
+        return None
+    channel = int(np.where(full, np.abs(exact), 0).argmax())
+    kept = _median_codes(weights, alive if shared else full)
+    whose = "all channels, which share its steps," if shared else f"{int(full.sum())} of {len(full)} channels"
+    text = (f"the bias of channel {channel}, {exact[channel]:.3g}, does not fit the int32 sums beside its products: with the coarser steps "
+            f"that it needs, the weights of {whose} keep {kept} codes")
+    return Cause("bias_overflow", "weights", text, {"channel": channel, "bias": float(exact[channel]), "codes": kept,
+                                                    "channels": int(full.sum())})
 
 
 def _one_channel(weights: Weights) -> Cause | None:
@@ -240,7 +261,7 @@ def _plain_activation(tensor: Activation) -> Cause:
     return Cause("rounding", "activations", text, {"codes": used})
 
 
-_OF_WEIGHTS = (_one_channel, _one_column, _heavy_tails, _few_bits, _dead)
+_OF_WEIGHTS = (_bias_overflow, _one_channel, _one_column, _heavy_tails, _few_bits, _dead)
 _OF_ACTIVATIONS = (_clipped, _wide_channel, _outliers, _joined, _coarse, _tiny)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -13,10 +13,12 @@ from whet.compress.graph import GraphModel
 from whet.compress.grid import Array, Grid
 from whet.compress.put.sites import source
 from whet.compress.runtime import exposed, one_inference, opened
-from whet.compress.weights import array, constant
+from whet.compress.weights import array, constant, first_slot
+from whet.core.document import FrozenMap
 from whet.core.target import Target
 from whet.device.session import run
 
+_WITH_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm"})
 INPUT = "input"
 """The operator of what stands for an input of the model."""
 
@@ -33,15 +35,25 @@ class Placed:
 
 
 @dataclass(frozen=True, eq=False)
+class BiasCodes:
+    """A bias on the grid of its layer's sums. codes: [out] int32. shared: whether all channels have one step."""
+
+    codes: Array
+    shared: bool
+
+
+@dataclass(frozen=True, eq=False)
 class Differences:
     """reference: the float model. constants: for each layer the stored arrays that took another's place, by the index of the input.
     placed: tensors on grids. owners: of everything, in the order of execution, with their operators ("input" for those of the model).
+    biases: by layer, where it computes in integers.
     """
 
     reference: GraphModel
     constants: Mapping[str, Mapping[int, Array]]
     placed: Mapping[str, Placed]
     owners: Mapping[str, str]
+    biases: Mapping[str, BiasCodes] = field(default_factory=FrozenMap)
 
     def tensors_of(self, owner: str) -> tuple[str, ...]:
         """The tensors on grids that the layer makes."""
@@ -58,7 +70,20 @@ def differences(reference: GraphModel, made: GraphModel, target: Target, data: D
     placed = _placed(reference, made, target)
     ops = {value.name or "": INPUT for value in reference.ir.graph.inputs} | {node.name or "": node.op_type for node in reference.ir.graph}
     touched = {*constants, *(each.owner for each in placed.values())}
-    return Differences(reference, constants, placed, {name: op for name, op in ops.items() if name in touched})
+    return Differences(reference, constants, placed, {name: op for name, op in ops.items() if name in touched}, _biases(made))
+
+
+def _biases(made: GraphModel) -> dict[str, BiasCodes]:
+    """Those that are int32 codes behind a DequantizeLinear."""
+    found: dict[str, BiasCodes] = {}
+    for node in made.ir.graph:
+        place = first_slot(node).bias if node.op_type in _WITH_BIAS else None
+        value = node.inputs[place] if place is not None and place < len(node.inputs) else None
+        grid = value.producer() if value is not None else None
+        codes, step = (None, None) if grid is None else (constant(grid, 0), constant(grid, 1))
+        if codes is not None and step is not None and array(codes).dtype == np.int32:
+            found[node.name or ""] = BiasCodes(array(codes).ravel(), array(step).size == 1)
+    return found
 
 
 def _constants(reference: GraphModel, made: GraphModel, data: Dataset) -> dict[str, dict[int, Array]]:

@@ -24,7 +24,7 @@ from whet.compress.optimize.layers import output_sqnr
 from whet.compress.plan import changes_of
 from whet.compress.runtime import outputs_of
 from whet.compress.statistics import Statistics
-from whet.compress.weights import array, rows_first, slots
+from whet.compress.weights import array, constant, rows_first, slots
 from whet.core.errors import WhetError
 from whet.core.explanation import Cause, LayerBlame
 from whet.core.progress import track
@@ -119,7 +119,9 @@ def weights_of(found: Differences, name: str) -> Weights | None:
     for slot in slots(node) if node is not None else ():
         rounded = found.constants.get(name, {}).get(slot.index)
         if rounded is not None and node is not None:
-            return Weights(rows_first(array(node.inputs[slot.index]), slot), rows_first(rounded, slot))  # type: ignore[arg-type]
+            bias, codes = constant(node, slot.bias), found.biases.get(name)
+            return Weights(rows_first(array(node.inputs[slot.index]), slot), rows_first(rounded, slot),  # type: ignore[arg-type]
+                           bias=None if bias is None or codes is None else (array(bias).ravel(), codes))
     return None
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from whet.compress.explain.differences import INPUT
+from whet.compress.explain.words import NAME
+from whet.compress.report.labels import shortened
 from whet.compress.technique import technique, technique_names
 from whet.core.document import FrozenMap
 from whet.core.explanation import LayerBlame
@@ -58,13 +60,14 @@ def proposals(recipe: Recipe, worst: Sequence[LayerBlame], ops: Mapping[str, str
                 continue
             changed = cure.change(recipe, name, ops.get(name, ""))
             if changed is not None and changed != recipe and changed.steps:
-                found.setdefault(changed, Proposal(cure.said.format(layer=layer.name), "" if cure.whole else layer.name, changed))
+                said = cure.said.format(layer=shortened(layer.name, NAME))
+                found.setdefault(changed, Proposal(said, "" if cure.whole else layer.name, changed))
     if 1 < len(worst) <= others:
         together = recipe
         for layer in worst:
             together = (in_float(together, layer.name, layer.op) or together) if layer.op != INPUT else together
         if together.steps and together != recipe:
-            names = " and ".join(layer.name for layer in worst if layer.op != INPUT)
+            names = " and ".join(shortened(layer.name, NAME) for layer in worst if layer.op != INPUT)
             found.setdefault(together, Proposal(f"{names} in float", "", together))
     return tuple(found.values())
 
@@ -170,7 +173,7 @@ def _selects(step: Step, name: str, op: str) -> bool:
 CURES = (
     Cure("{layer} in float", frozenset(), in_float),
     Cure("{layer} to int16 activations", _FINER, sixteen_bits, "activations"),
-    Cure("{layer} with one scale a channel", _WEIGHTS | {"rounding"}, with_options(per_channel=True), "weights"),
+    Cure("{layer} with one scale a channel", _WEIGHTS | {"rounding", "bias_overflow"}, with_options(per_channel=True), "weights"),
     Cure("{layer}'s range by mse", _RANGES, with_options(ranges="mse"), "activations"),
     Cure("{layer}'s range by percentile 99.99", _RANGES, with_options(ranges="percentile", percentile=99.99), "activations"),
     Cure("{layer}'s range by minmax", frozenset({"saturation"}), with_options(ranges="minmax"), "activations"),

@@ -7,9 +7,13 @@ from typing import Any
 
 from whet.compress.data import Dataset
 from whet.compress.evaluate.output_error import decibels
+from whet.compress.report.labels import shortened
 from whet.compress.report.numbers import number
 from whet.compress.report.quantities import drop_kind
 from whet.core.explanation import Explanation, LayerBlame
+
+NAME = 48
+"""Letters of a layer's name in a sentence: converters make names of 200, and the tables have them in full."""
 
 
 def headline(found: Explanation) -> str:
@@ -22,7 +26,7 @@ def headline(found: Explanation) -> str:
     if found.layers and found.layers[0].damage:
         worst = found.layers[0]
         share = f" does {worst.share:.0%} of the damage" if worst.share else " does most damage"
-        parts.append(f"{worst.name} ({worst.op}){share}" + (f": {worst.causes[0].text}" if worst.causes else ""))
+        parts.append(f"{shortened(worst.name, NAME)} ({worst.op}){share}" + (f": {worst.causes[0].text}" if worst.causes else ""))
     best = next(iter(found.useful), None)
     return "; ".join([*parts, *([f"{best.name}: {best.price}"] if best else [])])
 

@@ -62,10 +62,17 @@ INTEGER = PLAIN.idea
 
 
 def other_ranges(known: Sequence[str]) -> tuple[Start, ...]:
-    """Other ways to find the ranges of activations. known: the names of all techniques."""
-    found = [Start(f"range by {method}", Outline(options=FrozenMap({"ranges": method}))) for method in ("mse", "percentile")]
+    """Other ways to find the ranges of activations, and biases that take the mean error back: all cheap, and none of them always the
+    best (docs/log.md). known: the names of all techniques."""
+    percentile: Mapping[str, Any] = FrozenMap({"ranges": "percentile"})
+    found = [Start("range by mse", Outline(options=FrozenMap({"ranges": "mse"}))),
+             Start("range by percentile", Outline(options=percentile))]
     if "clip" in known:
         found.append(Start("range by layer error", Outline((Step("clip"),))))
+    if "bias_correct" in known:
+        after = (Step("bias_correct"),)
+        found.append(Start("biases corrected", Outline(after=after)))
+        found.append(Start("range by percentile, biases corrected", Outline((), percentile, after)))
     return tuple(found)
 
 
@@ -77,14 +84,16 @@ def corrected(start: Start, known: Sequence[str]) -> tuple[Start, ...]:
     words = {"equalize": "equalised", "smoothquant": "smoothed", "bias_correct": "biases corrected"}
     found = {}
     for names, behind in ways:
-        label = ", ".join([*filter(None, [start.label]), *(words[name] for name in names), *(words[step.technique] for step in behind)])
-        base = Outline((*map(Step, names), *start.base.before), start.base.options, behind)
+        new = () if start.base.after else behind  # the start may correct biases already
+        label = ", ".join([*filter(None, [start.label]), *(words[name] for name in names), *(words[step.technique] for step in new)])
+        base = Outline((*map(Step, names), *start.base.before), start.base.options, start.base.after or behind)
         found[label] = Start(label, base)
     return tuple(each for each in found.values() if each.base != start.base)
 
 
 def rounded(start: Start, problem: Problem, choice: Choice, known: Sequence[str]) -> tuple[Start, ...]:
-    """The same with the weights' rounding learned before ``static`` takes them, for the layers that the choice gives few bits."""
+    """The same with the weights' rounding learned before ``static`` takes them, for the layers that the choice gives few bits, and each
+    with the biases corrected behind it."""
     bits: dict[int, list[str]] = {}
     for unit in problem.units:
         way = unit.offer(choice[unit.name]).way
@@ -98,7 +107,10 @@ def rounded(start: Start, problem: Problem, choice: Choice, known: Sequence[str]
         if name in known:
             step = Step(name, tuple(bits[least]), options=FrozenMap({"bits": least, **options}))
             label = ", ".join([*filter(None, [start.label]), f"rounded by {name}"])
-            found.append(Start(label, replace(start.base, before=(*start.base.before, step))))
+            made = Start(label, replace(start.base, before=(*start.base.before, step)))
+            found.append(made)
+            if "bias_correct" in known and not start.base.after:  # on resnet8 of W4A8 it is worth as much as the better rounding
+                found.append(Start(f"{label}, biases corrected", replace(made.base, after=(Step("bias_correct"),))))
     return tuple(found)
 
 

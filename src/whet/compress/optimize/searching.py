@@ -26,7 +26,7 @@ from whet.core.recipe import Step
 # Full evaluations of other ranges and of corrected models, the most promising first; and how much farther from the original than plain
 # int8 the outputs may be on the calibration samples for that. On resnet8_mlperf_tiny ranges of equal divergence (0.0020 and 0.0019 nats)
 # lose +0.4 and -0.15 points: the divergence sorts out what is hopeless and does not choose.
-_RANGES, _CORRECTIONS = 2, 2
+_RANGES, _CORRECTIONS = 4, 2
 _HOPELESS = 2.0
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from whet.compress.calibrate import collect
 from whet.compress.graph import GraphModel
 from whet.compress.put.sites import Site, torn
-from whet.compress.ranges import NEEDS_HISTOGRAM
+from whet.compress.ranges import wanted
 from whet.compress.statistics import Statistics
 from whet.compress.technique import Change
 from whet.compress.walks import Work
@@ -49,7 +49,7 @@ def _prepare(working: GraphModel, work: Work) -> tuple[dict[str, Site], dict[str
         found = working.integer_sites([name for name in work.layers if name not in unequal], work.target)
     if names := (*evened(working, found, statistics, work), *balanced(working, found, statistics)):
         found = working.integer_sites([name for name in work.layers if name not in unequal], work.target)
-        statistics |= collected_again(working, names, work, histogram=_histogram(work))
+        statistics |= collected_again(working, names, work, wanted(work.layers.values()))
     return found, statistics, bool(names)
 
 
@@ -67,11 +67,10 @@ def statistics_of(model: GraphModel, found: Mapping[str, Site], work: Work) -> d
     missing = [name for name in observed(found) if name not in model.ranges]
     channels = {name: given.axis for name, given in float_inputs(model, found, work.target).items()}
     known = {name: _found_before(name, *model.ranges[name]) for name in observed(found) if name in model.ranges}
-    return {**known, **(collect(model, missing, work.calibration, histogram=_histogram(work), channels=channels) if missing else {})}
-
-
-def _histogram(work: Work) -> bool:
-    return any(options.get("ranges") in NEEDS_HISTOGRAM for options in work.layers.values())
+    if not missing:
+        return known
+    asked = wanted(work.layers.values())
+    return known | collect(model, missing, work.calibration, histogram=asked.histogram, tails=asked.tails, channels=channels)
 
 
 def _found_before(name: str, low: float, high: float) -> Statistics:

@@ -19,6 +19,7 @@ from whet.compress.graph import GraphModel
 from whet.compress.grid import Array
 from whet.compress.put.scaling import by_input, can_take, channel_axis, divide
 from whet.compress.put.sites import Site, is_mover, source
+from whet.compress.ranges import Wanted
 from whet.compress.statistics import Statistics
 from whet.compress.techniques.smoothquant import smoothing
 from whet.compress.walks import Work
@@ -108,17 +109,17 @@ def _channels(statistics: Statistics) -> tuple[Array, Array, NDArray[np.float64]
     return low, high, mean, spread
 
 
-def collected_again(model: GraphModel, names: Sequence[str], work: Work, *, histogram: bool) -> dict[str, Statistics]:
+def collected_again(model: GraphModel, names: Sequence[str], work: Work, asked: Wanted) -> dict[str, Statistics]:
     """Of the tensors ``names`` only; no more of the model runs than makes them."""
     copied = model.copied()
     outputs = copied.ir.graph.outputs
-    wanted = [value for node in copied.ir.graph for value in node.outputs if value.name in names]
+    made = [value for node in copied.ir.graph for value in node.outputs if value.name in names]
     outputs.clear()
-    outputs.extend(wanted)
+    outputs.extend(made)
     from onnx_ir.passes.common import RemoveUnusedNodesPass
 
     RemoveUnusedNodesPass()(copied.ir)
-    return collect(copied, names, work.calibration, histogram=histogram)
+    return collect(copied, names, work.calibration, histogram=asked.histogram, tails=asked.tails)
 
 
 def _is_given(value: ir.Value, target: Target) -> bool:

@@ -18,8 +18,8 @@ from google.protobuf.message import DecodeError
 from onnx_ir.passes import common as passes
 
 from whet.compress.source.naming import name_nodes, name_values
-from whet.compress.source.owned import own_tensors
 from whet.compress.source.operators import check_operators, check_schemas
+from whet.compress.source.owned import own_tensors
 from whet.compress.source.proto_checks import check_proto
 from whet.compress.source.wire import refuse_bloated
 from whet.core.errors import Refused, Unsupported, WhetError

@@ -21,5 +21,6 @@ def own_tensors(model: ir.Model) -> None:
                     node.attributes[name] = ir.AttrTensor(name, _owned(attribute.value), attribute.doc_string)
 
 
-def _owned(tensor: ir.TensorProtocol) -> ir.Tensor:
-    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string, metadata_props=tensor.metadata_props)
+def _owned(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string,
+                     metadata_props=dict(tensor.metadata_props))

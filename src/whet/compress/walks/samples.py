@@ -19,7 +19,7 @@ from whet.compress.walks.rounding import rounded_in_turn, weight_of
 from whet.compress.walks.stream import Stop
 from whet.compress.weights import Slot, array, constant, float_attribute, is_row, stored_rows
 
-# Of all positions of a convolution so many are drawn, as memory allows: each output channel learns in numbers from them.
+# Of all positions of a convolution so many are drawn, with what they give, as memory allows: each output channel learns from them.
 MOST_VECTORS, MOST_BYTES = 1 << 16, 256 << 20
 # Element by element, so that they can be computed on some positions alone.
 ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "Elu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Gelu", "Softplus"})
@@ -58,11 +58,16 @@ def _of_vectors(stop: Stop, node: ir.Node, slot: Slot, layer: LayerView, product
     name, exact_name = stop.step.inputs[0], stop.exact.inputs[0]
     now_read, exactly_read = stop.found.read(name), stop.expected.read(exact_name)
     weight = torch.tensor(layer.weight, dtype=torch.float32)
-    most = min(MOST_VECTORS, MOST_BYTES // (4 * max(weight[0].numel() * product.groups, 1)))
+    width = weight[0].numel()
+    most = min(MOST_VECTORS, MOST_BYTES // (4 * max(width * product.groups + len(weight), 1)))
     drawn = list(vectors_drawn([product.count(x) for x in now_read], most, generator))
-    inputs = torch.cat([product.chosen(x.float(), index) for x, index in zip(now_read, drawn, strict=True)])
-    targets = torch.cat([behind(product.outputs(product.chosen(x.float(), index), weight, before if now is not None else None))
-                         for x, index in zip(exactly_read, drawn, strict=True)])
+    # Filled, and not joined from parts, which would be there twice.
+    inputs, targets = torch.empty(sum(map(len, drawn)), product.groups, width), torch.empty(sum(map(len, drawn)), len(weight))
+    begin = 0
+    for x, exact, index in zip(now_read, exactly_read, drawn, strict=True):
+        some = slice(begin, begin := begin + len(index))
+        inputs[some] = product.chosen(x.float(), index)
+        targets[some] = behind(product.outputs(product.chosen(exact.float(), index), weight, before if now is not None else None))
     return SampleView(layer, inputs, targets, lambda x, rounded: behind(product.outputs(x, rounded, now)))
 
 

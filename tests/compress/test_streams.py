@@ -299,7 +299,7 @@ print(_status_bytes("VmHWM") - before)
 
 @pytest.mark.slow
 @pytest.mark.timing
-@pytest.mark.parametrize("name", ["gptq", "static+bias_correct", "clip+static"])
+@pytest.mark.parametrize("name", ["gptq", "static+bias_correct"])
 def test_the_peak_does_not_grow_with_the_samples(name: str, tmp_path: Path) -> None:
     g = Sketch()
     x = g.node("Relu", g.conv(g.input("x", ["N", 3, 64, 64]), (3, 48)))

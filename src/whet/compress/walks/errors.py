@@ -57,7 +57,8 @@ class _Mean:
     def add(self, values: Tensor) -> None:
         count = values.numel() // values.shape[self._axis]
         if self._axis == 1 and values.ndim > 2:
-            values = values.flatten(2).sum(2)  # a sample's positions in float32, in pairs of pairs: in float64 torch copies them all first
+            # numpy adds in float64 as it reads; torch would copy all of it to float64 first.
+            values = torch.from_numpy(values.float().flatten(2).numpy().sum(2, dtype=np.float64))
         self._total = self._total + values.reshape(-1, values.shape[self._axis]).double().sum(0)
         self._count += count
 

@@ -78,7 +78,7 @@ class Held:
     def _write(self, name: str, values: Tensor) -> _Written:
         try:
             if name not in self._files:
-                self._files[name], self._written[name] = tempfile.TemporaryFile(prefix="whet-"), 0
+                self._files[name], self._written[name] = tempfile.TemporaryFile(prefix="whet-"), 0  # noqa: SIM115  open as long as its tensors
             file = self._files[name]
             start = file.seek(0, 2)
             file.write(values.reshape(-1).view(torch.uint8).numpy().data)

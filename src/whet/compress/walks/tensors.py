@@ -16,7 +16,7 @@ from whet.compress.graph import GraphModel
 from whet.compress.grid import Floats
 from whet.compress.mirror import Step, unrolled
 from whet.compress.put.sites import Site
-from whet.compress.runtime import exposed, feed_batches, opened
+from whet.compress.runtime import batches_of, exposed, fitting, inference_bytes, opened
 from whet.compress.views import Range, TensorView
 from whet.compress.walks import Work
 from whet.compress.walks.held import Held
@@ -28,6 +28,7 @@ from whet.device.session import run
 
 VALUES = 1 << 22  # numbers of a tensor that are looked at: samples beyond are left out
 CHUNK = 1 << 20  # of those go through a convolution at a time
+BATCH_BYTES = 8 << 20  # of the tensors of one inference that are seen together
 
 
 def walk(model: GraphModel, work: Work) -> GraphModel:
@@ -76,14 +77,15 @@ def _hold(model: GraphModel, names: Sequence[str], data: Dataset, held: Held) ->
     parts, sizes = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     inner = [name for name in names if name not in data.names]
     with opened(exposed(model, inner)) as session:
-        for feeds, _ in feed_batches(session, model, data, inner):
+        size = fitting(inference_bytes(session, model, data, inner), len(data), at_most=BATCH_BYTES)
+        for feeds, _ in batches_of(session, model, data, size):
             wanted = [name for name in names if sizes[name] < VALUES]
             if not wanted:
                 break
             made = [name for name in wanted if name not in feeds]
             given = {**feeds, **(run(session, feeds, made) if made else {})}
             for name in wanted:
-                values = given[name].astype(np.float32)
+                values = given[name].astype(np.float32, copy=False)
                 held.put(parts[name], name, torch.from_numpy(values))
                 parts[name] += 1
                 sizes[name] += values.size

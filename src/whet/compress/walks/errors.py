@@ -70,6 +70,6 @@ class _Mean:
 def _float_means(through: Stream, axes: Mapping[str, int]) -> dict[str, Tensor]:
     """[out] of each layer's output in the float model, in one pass: nothing changes on the way, so batch after batch goes to the end."""
     means = {name: _Mean(axis) for name, axis in axes.items()}
-    end = max(index for index, step in enumerate(through.steps) if step.name in axes) + 1
+    end = max((index for index, step in enumerate(through.steps) if step.name in axes), default=-1) + 1
     through.go(end, {name: mean.add for name, mean in means.items()})
     return {name: mean.value for name, mean in means.items()}

@@ -72,7 +72,7 @@ class Stream:
         self.position = 0
         self._shifts: dict[str, tuple[Tensor, int]] = {}
         self._last = {name: index for index, step in enumerate(self.steps) for name in step.inputs}
-        self._fixed, self._constant = _fixed(self.steps, stored)
+        self._constant = _constant(self.steps, stored)
 
     def read(self, name: str) -> Sequence[Tensor]:
         """The tensor as it is here, for each batch, read when it is asked for."""
@@ -118,10 +118,10 @@ class Stream:
         """Go on up to the step number ``end``; on the way ``looks`` see the first output of the operators of their names."""
         part = self.steps[self.position : end]
         with torch.no_grad():
+            moving = [step for step in part if not self._is_fixed(step)]
             for step in part:
-                if step.name in self._fixed:
+                if self._is_fixed(step):
                     self.constants.update(zip(step.outputs, step.run(*[self.constants[name] for name in step.inputs]), strict=False))
-            moving = [step for step in part if step.name not in self._fixed]
             for batch in range(len(self.batches) if moving else 0):
                 self._run(moving, batch, looks)
         self.position = end
@@ -145,6 +145,9 @@ class Stream:
                 self.held.drop(batch, name)
         for name in made & known.keys():
             self.held.put(batch, name, known[name])
+
+    def _is_fixed(self, step: Step) -> bool:
+        return bool(step.inputs) and all(map(self.is_constant, step.inputs))
 
     def _place_of(self, name: str) -> int:
         for index in range(self.position, len(self.steps)):
@@ -232,14 +235,13 @@ def _fitting(model: GraphModel, data: Dataset) -> int:
     return max(1, min(LARGEST_BATCH, 2 * BATCH_BYTES // max(most, 1))) if are_as_many(model, feeds, found) else 1
 
 
-def _fixed(steps: Sequence[Step], stored: Collection[str]) -> tuple[set[str], set[str]]:
-    """The names of the steps that read constants alone, or what such steps give; and those of all the constants."""
-    known, found = set(stored), set[str]()
+def _constant(steps: Sequence[Step], stored: Collection[str]) -> set[str]:
+    """The names of the stored constants, and of what is computed from constants alone."""
+    known = set(stored)
     for step in steps:
         if step.inputs and all(name in known for name in step.inputs):
             known.update(step.outputs)
-            found.add(step.name)
-    return found, known
+    return known
 
 
 def _tensors(feeds: Mapping[str, object]) -> dict[str, Tensor]:

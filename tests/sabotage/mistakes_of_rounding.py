@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.sabotage.mistakes import Mistake
 
 GPTQ, ADAROUND = "compress/test_gptq.py", "compress/test_adaround.py"
+STREAMS = "compress/test_streams.py"
 SEARCH, RTN, HQQ = "compress/test_weight_search.py", "compress/test_rtn.py", "compress/test_hqq.py"
 
 MISTAKES = (
@@ -249,6 +250,54 @@ MISTAKES = (
         "every_operator_is_rounded",
     ),
     Mistake(
+        "a position of one sample fetched from another",
+        "compress/layer_products.py",
+        "np.take(x[sample].flatten(1)",
+        "np.take(x[0].flatten(1)",
+        GPTQ,
+        "every_operator_is_rounded",
+    ),
+    Mistake(
+        "moments that were added once added again",
+        "compress/walks/grams.py",
+        "        self._recent.zero_()\n",
+        "",
+        STREAMS,
+        "summed_in_single",
+    ),
+    Mistake(
+        "a tensor read from where another one lies",
+        "compress/walks/held.py",
+        "        file.seek(place.start)\n",
+        "        file.seek(0)\n",
+        STREAMS,
+        "files_change_nothing",
+    ),
+    Mistake(
+        "files that stay when all their tensors are dropped",
+        "compress/walks/held.py",
+        "            if not self._written[name]:\n",
+        "            if False:\n",
+        STREAMS,
+        "last_tensor",
+    ),
+    Mistake(
+        "what nobody reads any more still held",
+        "compress/walks/stream.py",
+        "                self.held.drop(batch, name)\n",
+        "",
+        STREAMS,
+        "no_more_is_held",
+    ),
+    Mistake(
+        "many samples at a time through a graph that takes one",
+        "compress/walks/stream.py",
+        "if are_as_many(model, feeds, found) else 1",
+        "",
+        STREAMS,
+        "one_by_one",
+    ),
+    Mistake(
         "later layers see the float weights",
         "compress/walks/rounding.py",
         "            stop.found.constants[name] = _stored(made, stop.found.constants[name], slot)\n",
@@ -267,16 +316,16 @@ MISTAKES = (
     Mistake(
         "targets from the rounded stream",
         "compress/walks/samples.py",
-        "for (_, x), index in zip(activations, drawn, strict=True)])",
-        "for (x, _), index in zip(activations, drawn, strict=True)])",
+        "product.outputs(product.chosen(exact.float(), index)",
+        "product.outputs(product.chosen(x.float(), index)",
         ADAROUND,
         "later_layers_learn",
     ),
     Mistake(
         "inputs and targets of different positions",
         "compress/walks/samples.py",
-        "inputs = torch.cat([product.chosen(x, index) for (x, _), index in",
-        "inputs = torch.cat([product.chosen(x, index.sort().values) for (x, _), index in",
+        "inputs[some] = product.chosen(x.float(), index)",
+        "inputs[some] = product.chosen(x.float(), index.sort().values)",
         ADAROUND,
         "product_of_every_operator",
     ),

@@ -142,6 +142,11 @@ def takes_batch(session: InferenceSession, model: GraphModel, feeds: Mapping[str
         found = run(session, feeds, [spec.name for spec in model.outputs])
     except Unsupported:
         return False
+    return are_as_many(model, feeds, found)
+
+
+def are_as_many(model: GraphModel, feeds: Mapping[str, Array], found: Mapping[str, Array]) -> bool:
+    """Whether there are as many of each output as samples were fed, where the model says to take any number."""
     sizes = {len(feeds[spec.name]) for spec in model.inputs if spec.shape and isinstance(spec.shape[0], str)}
     return all(values.ndim and len(values) in sizes for values in found.values()) or not sizes
 

@@ -25,6 +25,7 @@ class GramView:
 
     gram: [groups, in, in] float32, the mean of x x^T over ``rows`` input vectors x (a convolution's are its patches, laid out as the
     weight flattened to [out, in]); groups is 1 but for grouped convolutions, whose output channels belong to the groups in order.
+    With fewer rows than the option ``enough`` asks for it is [groups, 0, 0].
     """
 
     layer: LayerView

@@ -3,7 +3,7 @@
 One table of operators (``table.py``); what is not in it is refused by name. Weights keep their names and go back bit-exactly.
 """
 
-from whet.compress.mirror.module import Mirror, mirror
+from whet.compress.mirror.module import Mirror, mirror, unrolled
 from whet.compress.mirror.step import Step
 
-__all__ = ["Mirror", "Step", "mirror"]
+__all__ = ["Mirror", "Step", "mirror", "unrolled"]

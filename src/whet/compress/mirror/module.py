@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import onnx_ir as ir
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from whet.compress.graph import GraphModel
 from whet.compress.mirror.build import Scope, Weights, build, check_opset, constant_of
-from whet.compress.mirror.step import execute
+from whet.compress.mirror.step import Step, execute
 from whet.compress.mirror.tensors import to_numpy, to_torch
 from whet.core.errors import Refused
 
@@ -25,12 +26,9 @@ class Mirror(torch.nn.Module):
 
     def __init__(self, model: GraphModel) -> None:
         super().__init__()
-        opset = model.ir.opset_imports.get("", 0)
-        check_opset(opset)
-        weights = Weights()
         self.inputs = tuple(spec.name for spec in model.inputs)
         self.outputs = tuple(spec.name for spec in model.outputs)
-        self.steps = build(model.ir.graph, Scope(opset, weights))
+        self.steps, weights = _built(model)
         self._keys: dict[str, str] = {}
         ends = [name for name in self.outputs if name in weights.stored]
         for name in dict.fromkeys((*weights.read, *ends)):
@@ -102,6 +100,22 @@ def _places(root: ir.Graph) -> dict[str, _Place]:
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
                 found[node.outputs[0].name or ""] = _Place(constant_of(node), node)
     return found
+
+
+def _built(model: GraphModel) -> tuple[tuple[Step, ...], Weights]:
+    opset = model.ir.opset_imports.get("", 0)
+    check_opset(opset)
+    weights = Weights()
+    return build(model.ir.graph, Scope(opset, weights)), weights
+
+
+def unrolled(model: GraphModel) -> tuple[tuple[Step, ...], Mapping[str, ir.TensorProtocol]]:
+    """The steps of a graph and its floating point constants by name, where nothing is to be trained: no constant is copied.
+
+    Raises Unsupported as ``mirror``.
+    """
+    steps, weights = _built(model)
+    return steps, weights.stored
 
 
 def mirror(model: GraphModel) -> Mirror:

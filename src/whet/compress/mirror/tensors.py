@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -70,6 +72,16 @@ def to_torch(tensor: ir.TensorProtocol, asked: str) -> Tensor:
     if tensor.dtype in _NARROW:
         numbers = numbers.astype(np.int8 if wanted is torch.int8 else np.uint8)
     return torch.from_numpy(np.array(numbers, order="C"))  # always a copy, and [] stays []
+
+
+def seen(tensor: ir.TensorProtocol, asked: str) -> Tensor:
+    """The tensor in the memory where it lies, if it is float32 there, else a copy. It is not to be written to."""
+    numbers = tensor.numpy()
+    if tensor.dtype != ir.DataType.FLOAT or not numbers.flags.c_contiguous or numbers.dtype != np.float32:
+        return to_torch(tensor, asked)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that memory mapped from a file, or of bytes, cannot be written to
+        return torch.from_numpy(numbers)
 
 
 def to_numpy(tensor: Tensor, kind: ir.DataType) -> Array:

@@ -1,6 +1,6 @@
 """ONNX files, bytes and protos to ``onnx_ir.Model``: checked, inlined, in order, with a name on every node.
 
-Nothing is executed here and no weight is touched: weights outside the file stay memory-mapped (``onnx_ir.ExternalTensor``).
+Nothing is executed here and no weight is changed: weights outside the file stay memory-mapped (``onnx_ir.ExternalTensor``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from onnx_ir.passes import common as passes
 
 from whet.compress.source.naming import name_nodes, name_values
 from whet.compress.source.operators import check_operators, check_schemas
+from whet.compress.source.owned import own_tensors
 from whet.compress.source.proto_checks import check_proto
 from whet.compress.source.wire import refuse_bloated
 from whet.core.errors import Refused, Unsupported, WhetError
@@ -64,6 +65,7 @@ def from_proto(proto: onnx.ModelProto, *, folder: Path | None = None, asked: str
         model = ir.from_proto(_upgraded(proto, asked))
         if folder is not None:
             ir.external_data.set_base_dir(model.graph, folder)
+        own_tensors(model)
         return prepared(model, asked=asked)
 
 

@@ -45,7 +45,7 @@ def adaround(view: SampleView, target: Target, *,
     (the layer reads what the rounded layers before it give, and its activation function counts).
     Needs: calibration.
     Cost: ``iterations`` products of ``batch`` vectors forwards and backwards for each layer, batch * out * in multiplications each way;
-    memory of the living activations twice, and of up to 65536 input vectors of a layer (256 MB).
+    memory of up to 65536 input vectors of a layer with their outputs (256 MB); activations of all samples wait in temporary files.
     Limits: convolutions and products, transposed and stacked ones too. Recurrent layers and tables are rounded plainly. Smaller on disk;
     faster only where ``static`` follows.
 

@@ -24,7 +24,8 @@ def bias_correct(view: ErrorView, target: Target, *,
     Paper: Nagel et al. 2019, "Data-Free Quantization through Weight Equalization and Bias Correction", section 4.2 (equations 14
     to 16) in its empirical form, appendix D: the error is measured on data, and the layers before are corrected already.
     Needs: calibration.
-    Cost: two forward passes over ``samples`` samples, in torch; memory of the living tensors of all of them, twice.
+    Cost: two forward passes over ``samples`` samples, in torch; memory of a few samples, and 32 MB of the tensors that wait for the next
+    layer; the rest of those waits in temporary files.
     Limits: after a step that quantised something. Layers that have a bias, or can get one: convolutions and Gemm; a matrix product
     of three dimensions whose bias is an Add of its own is left alone.
 

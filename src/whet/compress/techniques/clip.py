@@ -27,8 +27,8 @@ def clip(view: TensorView, target: Target, *,
     Sakr et al. 2022, "Optimal Clipping and Magnitude-aware Differentiation for Improved Quantization-aware Training" (OCTAV), and
     the methods of ``static``.
     Needs: calibration.
-    Cost: one pass with histograms, one over ``samples`` samples for every 16 tensors, and a product of its layers for each candidate;
-    memory of those tensors (256 MB).
+    Cost: one pass with histograms, one over ``samples`` samples, and a product of its layers for each candidate; memory of 4 million
+    numbers of one tensor and of what its layers make of them; as many of every other tensor wait in temporary files.
     Limits: before a step that uses the ranges (``static``); alone it changes nothing.
 
     Candidates (low, high): min-max, percentiles 99.9 to 99.999, squared error, entropy, OCTAV. Taken: the least mean of

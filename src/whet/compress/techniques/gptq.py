@@ -50,7 +50,8 @@ def gptq(view: GramView, target: Target, *,
     and 3, section 3.3 (steps 1 to 3); the order by activations is that of the authors' code.
     Needs: calibration.
     Cost: one pass of the calibration data through the model in torch, with second moments [in, in] of each layer's inputs:
-    rows * in^2 multiplications, rows being at most 16384 or 16 * in; then in^3 / 3 for the factor and out * in^2 for the columns.
+    rows * in^2 / 2 multiplications, rows being at most 16384 or 16 * in; then in^3 / 3 for the factor and out * in^2 for the columns.
+    Memory of a few samples, five of those matrices, and 32 MB of what waits for the next layer; the rest of that waits in temporary files.
     Limits: convolutions and matrix products with one matrix. Transposed convolutions, recurrent layers, tables and stacks of matrices
     are rounded plainly, one scale an output channel. So is, with a warning, a layer that saw too few vectors: what is fitted to fewer
     than it has inputs is worse than plain rounding on others. Smaller on disk; faster only where ``static`` follows. ``activations``

@@ -25,7 +25,6 @@ from whet.core.errors import Unsupported
 from whet.core.progress import track
 
 Place = Callable[[str, Tensor], Tensor]
-CHUNK = 64  # samples that run through a block at a time where nothing is learned
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +48,7 @@ def walk(model: GraphModel, work: Work) -> GraphModel:
     reflected = mirror(model)
     constants = {name: tensor.detach() for name, tensor in reflected.constants().items()}
     starts = batches_of(model, data)
+    chunk = len(starts[0][data.names[0]])
     constants |= {name: tensor for name, tensor in starts[0].items() if name not in data.names}  # inputs that are the same for all samples
     now = {name: torch.cat([batch[name] for batch in starts]) for name in reflected.inputs if name in data.names}
     exact = dict(now)
@@ -56,7 +56,7 @@ def walk(model: GraphModel, work: Work) -> GraphModel:
     ranges: dict[str, Range] = {}
     parts = list(parts_of(reflected.steps, tuple(now), reflected.outputs, set(views)))
     for part in track(parts, work.technique.name, len(parts)):
-        runner = _Runner(part, model, views, constants)
+        runner = _Runner(part, model, views, constants, chunk)
         wanted = runner.outputs(exact, {}, _as_it_is)
         learned_weights: dict[str, Tensor] = {}
         grids: dict[str, Grid] = {}
@@ -93,10 +93,11 @@ def parts_of(steps: Sequence[Step], inputs: Sequence[str], outputs: Sequence[str
 
 
 class _Runner:
-    """Runs one part with weights and activations of the caller's."""
+    """Runs one part with weights and activations of the caller's. chunk: samples at a time where nothing is learned."""
 
-    def __init__(self, part: Part, model: GraphModel, views: Mapping[str, tuple[Slot, LayerView]], constants: Mapping[str, Tensor]) -> None:
-        self.part, self.constants = part, constants
+    def __init__(self, part: Part, model: GraphModel, views: Mapping[str, tuple[Slot, LayerView]], constants: Mapping[str, Tensor],
+                 chunk: int) -> None:
+        self.part, self.constants, self.chunk = part, constants, chunk
         own = {step.name for step in part.steps}
         nodes = {node.name or "": node for node in model.ir.graph if node.name in own}
         self.slots = {name: slot for name, (slot, _) in views.items() if name in own}
@@ -113,8 +114,8 @@ class _Runner:
         count = len(next(iter(inputs.values())))
         found: dict[str, list[Tensor]] = {name: [] for name in self.part.outputs}
         with torch.no_grad():
-            for begin in range(0, count, CHUNK):
-                chunk = {name: inputs[name][begin : begin + CHUNK] for name in self.part.inputs}
+            for begin in range(0, count, self.chunk):
+                chunk = {name: inputs[name][begin : begin + self.chunk] for name in self.part.inputs}
                 values = self._computed(chunk, weights, place)
                 for name, parts in found.items():
                     parts.append(values[name])

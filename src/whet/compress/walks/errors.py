@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +12,11 @@ from torch import Tensor
 
 from whet.compress.graph import GraphModel
 from whet.compress.grid import Floats
-from whet.compress.mirror import Step
 from whet.compress.put.floats import float_bias
 from whet.compress.technique import LayerView
 from whet.compress.views import ErrorView
 from whet.compress.walks import Work
-from whet.compress.walks.stream import Stop, Stream, stops
+from whet.compress.walks.stream import Stream, batches_of, stream
 from whet.compress.weights import first_slot
 from whet.core.errors import Refused
 from whet.core.progress import track
@@ -27,39 +28,48 @@ def walk(model: GraphModel, work: Work) -> GraphModel:
         raise Refused(f"apply {work.technique.name}", found="no step before it quantised anything",
                       do="put it behind static, gptq or another step that rounds")
     nodes = {node.name: node for node in model.ir.graph}
-    data = work.samples
-    names = [name for name in work.layers if name in nodes]
-    biases: dict[str, Floats] = {}
-    for stop in track(stops(model, names, data, reference=model.reference), work.technique.name, len(names)):
-        name = stop.step.name
-        node, slot = nodes[name], first_slot(nodes[name])
-        error = _mean_error(stop, axis=-1 if node.op_type == "Gemm" else 1)
-        old = float_bias(node, slot)
-        view = ErrorView(LayerView(name, node.op_type, None, old), error)
-        change = work.technique.apply(view, work.target, **work.layers[name])
-        if change.bias is None or slot.bias is None:
-            continue
-        biases[name] = change.bias
-        _shift(stop, change.bias - (0.0 if old is None else old), axis=-1 if node.op_type == "Gemm" else 1)
+    axes = {name: -1 if nodes[name].op_type == "Gemm" else 1 for name in work.layers if name in nodes}
+    batches, biases = batches_of(model, work.samples), dict[str, Floats]()
+    with ExitStack() as stack:
+        expected = _float_means(stream(model.reference, batches, stack), axes)
+        found = stream(model, batches, stack)
+        ordered = [step.name for step in found.steps if step.name in axes]
+        for name in track(ordered, work.technique.name, len(ordered)):
+            node, slot, mean = nodes[name], first_slot(nodes[name]), _Mean(axes[name])
+            step = found.run_through(name, mean.add)
+            old = float_bias(node, slot)
+            view = ErrorView(LayerView(name, node.op_type, None, old), (mean.value - expected[name]).numpy().astype(np.float32))
+            change = work.technique.apply(view, work.target, **work.layers[name])
+            if change.bias is None or slot.bias is None:
+                continue
+            biases[name] = change.bias
+            found.shift(step.outputs[0], torch.as_tensor(change.bias - (0.0 if old is None else old)), axes[name])
     return replace(model.with_floats({}, biases), pending=model.pending)
 
 
-def _mean_error(stop: Stop, axis: int) -> Floats:
-    """[out] mean over samples and positions of what the layer gives now minus what it gave in float."""
-    found, expected = (_channel_mean(stream, step, axis) for stream, step in ((stop.found, stop.step), (stop.expected, stop.exact)))
-    return (found - expected).numpy().astype(np.float32)
+class _Mean:
+    """[C] float64 mean over everything but the channels on ``axis`` (1, or -1 of rows), batch by batch."""
+
+    def __init__(self, axis: int) -> None:
+        self._axis, self._count = axis, 0
+        self._total = torch.zeros((), dtype=torch.float64)
+
+    def add(self, values: Tensor) -> None:
+        count = values.numel() // values.shape[self._axis]
+        if self._axis == 1 and values.ndim > 2:
+            # numpy adds in float64 as it reads; torch would copy all of it to float64 first.
+            values = torch.from_numpy(values.float().flatten(2).numpy().sum(2, dtype=np.float64))
+        self._total = self._total + values.reshape(-1, values.shape[self._axis]).double().sum(0)
+        self._count += count
+
+    @property
+    def value(self) -> Tensor:
+        return self._total / max(self._count, 1)
 
 
-def _channel_mean(stream: Stream, step: Step, axis: int) -> Tensor:
-    """[out] float64 mean of the operator's output over everything else."""
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for values in stream.outputs(step):
-        others = [i for i in range(values.ndim) if i != axis % values.ndim]
-        total = total + values.double().sum(others)
-        count += values.numel() // values.shape[axis]
-    return total / max(count, 1)
-
-
-def _shift(stop: Stop, difference: Floats, axis: int) -> None:
-    """The layer's output in the stream moves by [out] from here on."""
-    stop.found.shift(stop.step.outputs[0], torch.as_tensor(difference), axis)
+def _float_means(through: Stream, axes: Mapping[str, int]) -> dict[str, Tensor]:
+    """[out] of each layer's output in the float model, in one pass: nothing changes on the way, so batch after batch goes to the end."""
+    means = {name: _Mean(axis) for name, axis in axes.items()}
+    end = max((index for index, step in enumerate(through.steps) if step.name in axes), default=-1) + 1
+    through.go(end, {name: mean.add for name, mean in means.items()})
+    return {name: mean.value for name, mean in means.items()}

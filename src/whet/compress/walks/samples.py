@@ -19,7 +19,7 @@ from whet.compress.walks.rounding import rounded_in_turn, weight_of
 from whet.compress.walks.stream import Stop
 from whet.compress.weights import Slot, array, constant, float_attribute, is_row, stored_rows
 
-# Of all positions of a convolution so many are drawn, as memory allows: each output channel learns in numbers from them.
+# Of all positions of a convolution so many are drawn, with what they give, as memory allows: each output channel learns from them.
 MOST_VECTORS, MOST_BYTES = 1 << 16, 256 << 20
 # Element by element, so that they can be computed on some positions alone.
 ACTIVATIONS = frozenset({"Relu", "Clip", "LeakyRelu", "Elu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Gelu", "Softplus"})
@@ -46,7 +46,7 @@ def _view(stop: Stop, node: ir.Node, slot: Slot, layer: LayerView, seed: int) ->
     with torch.no_grad():
         if product is not None:
             return _of_vectors(stop, node, slot, layer, product, torch.Generator().manual_seed(seed))
-        if node.op_type in WHOLE and stop.step.inputs[0] in stop.found.values[0]:
+        if node.op_type in WHOLE and not stop.found.is_constant(stop.step.inputs[0]):
             return _of_samples(stop, node, slot, layer)
     return SampleView(layer, torch.zeros(0), torch.zeros(0), lambda x, weight: x)
 
@@ -56,24 +56,29 @@ def _of_vectors(stop: Stop, node: ir.Node, slot: Slot, layer: LayerView, product
     now, before = _bias(node, slot), None if layer.bias is None else torch.tensor(layer.bias).float() * _beta(node)
     behind = _activation(node, stop) if slot.bias is None or slot.bias >= len(node.inputs) or now is not None else _as_it_is
     name, exact_name = stop.step.inputs[0], stop.exact.inputs[0]
-    activations = [(batch[name].float(), exact[exact_name].float())
-                   for batch, exact in zip(stop.found.values, stop.expected.values, strict=True)]
+    now_read, exactly_read = stop.found.read(name), stop.expected.read(exact_name)
     weight = torch.tensor(layer.weight, dtype=torch.float32)
-    most = min(MOST_VECTORS, MOST_BYTES // (4 * max(weight[0].numel() * product.groups, 1)))
-    drawn = list(vectors_drawn([product.count(x) for x, _ in activations], most, generator))
-    inputs = torch.cat([product.chosen(x, index) for (x, _), index in zip(activations, drawn, strict=True)])
-    targets = torch.cat([behind(product.outputs(product.chosen(x, index), weight, before if now is not None else None))
-                         for (_, x), index in zip(activations, drawn, strict=True)])
+    width = weight[0].numel()
+    most = min(MOST_VECTORS, MOST_BYTES // (4 * max(width * product.groups + len(weight), 1)))
+    drawn = list(vectors_drawn([product.count(x) for x in now_read], most, generator))
+    # Filled, and not joined from parts, which would be there twice.
+    inputs, targets = torch.empty(sum(map(len, drawn)), product.groups, width), torch.empty(sum(map(len, drawn)), len(weight))
+    begin = 0
+    for x, exact, index in zip(now_read, exactly_read, drawn, strict=True):
+        some = slice(begin, begin := begin + len(index))
+        inputs[some] = product.chosen(x.float(), index)
+        targets[some] = behind(product.outputs(product.chosen(exact.float(), index), weight, before if now is not None else None))
     return SampleView(layer, inputs, targets, lambda x, rounded: behind(product.outputs(x, rounded, now)))
 
 
 def _of_samples(stop: Stop, node: ir.Node, slot: Slot, layer: LayerView) -> SampleView:
     """inputs and targets: [n, ...] as the operator reads and gives them. Batches of another shape than the first are left out."""
     behind, name, weight = _activation(node, stop), stop.step.inputs[0], weight_of(node, slot)
-    whole = [batch[name] for batch in stop.found.values]
+    whole = list(stop.found.read(name))
     kept = [x.shape[1:] == whole[0].shape[1:] for x in whole]
     targets = [behind(y) for y, keep in zip(stop.expected.outputs(stop.exact), kept, strict=True) if keep]
-    stored, constants = stop.found.constants[weight], dict(stop.found.constants)
+    constants = {each: stop.found.constants[each] for each in stop.step.inputs if stop.found.is_constant(each)}
+    stored = constants[weight]
 
     def product(x: Tensor, rounded: Tensor) -> Tensor:
         own = {name: x, weight: stored_rows(rounded, tuple(stored.shape), slot)}

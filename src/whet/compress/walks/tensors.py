@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -13,18 +14,21 @@ from whet.compress.calibrate import collect
 from whet.compress.data import Dataset
 from whet.compress.graph import GraphModel
 from whet.compress.grid import Floats
-from whet.compress.mirror import Mirror, Step, mirror
+from whet.compress.mirror import Step, unrolled
 from whet.compress.put.sites import Site
-from whet.compress.runtime import exposed, feed_batches, opened
+from whet.compress.runtime import batches_of, exposed, fitting, inference_bytes, opened
 from whet.compress.views import Range, TensorView
 from whet.compress.walks import Work
+from whet.compress.walks.held import Held
 from whet.compress.walks.sites import observed
+from whet.compress.walks.stream import Constants
 from whet.core.errors import Unsupported
-from whet.core.progress import task
+from whet.core.progress import track
 from whet.device.session import run
 
 VALUES = 1 << 22  # numbers of a tensor that are looked at: samples beyond are left out
-AT_ONCE = 16  # tensors of which so many numbers are held: 256 MB
+CHUNK = 1 << 20  # of those go through a convolution at a time
+BATCH_BYTES = 8 << 20  # of the tensors of one inference that are seen together
 
 
 def walk(model: GraphModel, work: Work) -> GraphModel:
@@ -38,16 +42,17 @@ def walk(model: GraphModel, work: Work) -> GraphModel:
         raise Unsupported(f"apply {work.technique.name} to {', '.join(list(work.layers)[:5])}", found="nothing there computes in integers")
     statistics = collect(model, names, work.calibration, histogram=True)
     readers = _readers(found)
-    reflected = mirror(model)
-    steps = {step.name: step for step in reflected.steps}
-    some = work.samples
+    unrolled_steps, stored = unrolled(model)
+    steps, constants = {step.name: step for step in unrolled_steps}, Constants(stored)
     ranges: dict[str, Range] = {}
-    with task(work.technique.name, len(names)) as progress:
-        for together in batched(names, AT_ONCE):
-            for name, values in _values(model, together, some).items():
-                error = _error(name, values, [steps[reader] for reader in readers.get(name, ())], reflected)
-                ranges[name] = work.technique.apply(TensorView(statistics[name], values, error), work.target, **work.options)
-                progress.advance()
+    with closing(Held()) as held:
+        parts = _hold(model, names, work.samples, held)
+        for name in track(names, work.technique.name, len(names)):
+            values = _joined([held.get(part, name).numpy() for part in range(parts[name])])
+            error = _error(name, values, [steps[reader] for reader in readers.get(name, ())], constants)
+            ranges[name] = work.technique.apply(TensorView(statistics[name], values, error), work.target, **work.options)
+            for part in range(parts[name]):
+                held.drop(part, name)
     return replace(model, ranges={**model.ranges, **ranges})
 
 
@@ -64,46 +69,56 @@ def _has_weight(node: ir.Node) -> bool:
     return node.op_type in ("Conv", "Gemm", "MatMul")
 
 
-def batched(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """``size`` of them at a time."""
-    return (names[begin : begin + size] for begin in range(0, len(names), size))
+def _hold(model: GraphModel, names: Sequence[str], data: Dataset, held: Held) -> dict[str, int]:
+    """Put the tensors on some samples into ``held``, in one pass: of each at most VALUES numbers and at least those of one batch.
 
-
-def _values(model: GraphModel, names: Sequence[str], data: Dataset) -> dict[str, Floats]:
-    """[n, ...] the tensors on some samples, in one pass: of each at most VALUES numbers and at least those of one batch."""
-    found: dict[str, list[Floats]] = {name: [] for name in names}
+    Returns how many parts there are of each.
+    """
+    parts, sizes = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     inner = [name for name in names if name not in data.names]
     with opened(exposed(model, inner)) as session:
-        for feeds, _ in feed_batches(session, model, data, inner):
-            wanted = [name for name in inner if _room(found[name])]
-            given = {**feeds, **(run(session, feeds, wanted) if wanted else {})}
-            for name in (*wanted, *(name for name in names if name in feeds and _room(found[name]))):
-                found[name].append(given[name].astype(np.float32))
-    return {name: np.concatenate(parts) if parts[0].ndim else parts[0] for name, parts in found.items()}
+        size = fitting(inference_bytes(session, model, data, inner), len(data), at_most=BATCH_BYTES)
+        for feeds, _ in batches_of(session, model, data, size):
+            wanted = [name for name in names if sizes[name] < VALUES]
+            if not wanted:
+                break
+            made = [name for name in wanted if name not in feeds]
+            given = {**feeds, **(run(session, feeds, made) if made else {})}
+            for name in wanted:
+                values = given[name].astype(np.float32, copy=False)
+                held.put(parts[name], name, torch.from_numpy(values))
+                parts[name] += 1
+                sizes[name] += values.size
+    return parts
 
 
-def _room(parts: Sequence[Floats]) -> bool:
-    return sum(part.size for part in parts) < VALUES
+def _joined(parts: Sequence[Floats]) -> Floats:
+    return np.concatenate(parts) if parts[0].ndim else parts[0]
 
 
-def _error(name: str, values: Floats, layers: list[Step], reflected: Mirror) -> Callable[[Floats], float]:
+def _error(name: str, values: Floats, layers: list[Step], constants: Constants) -> Callable[[Floats], float]:
     """The mean squared error that a fake of ``values`` brings to the layers, each relative to its output; of itself without layers."""
-    constants = {key: tensor.detach() for key, tensor in reflected.constants().items()}
-
-    def given(layer: Step, numbers: Floats) -> Floats:
+    def given(layer: Step, numbers: Floats) -> Iterator[Floats]:
+        """The layer's output; of a convolution, some samples at a time, for it may be many times as large as what it reads."""
+        pieces = max(1, numbers.size // CHUNK) if layer.op == "Conv" else 1
         with torch.no_grad():
-            inputs = [torch.as_tensor(numbers) if each == name else constants[each] for each in layer.inputs]
-            return layer.run(*inputs)[0].numpy()
+            for piece in np.array_split(numbers, min(pieces, len(numbers))) if pieces > 1 else [numbers]:
+                inputs = [torch.as_tensor(piece) if each == name else constants[each] for each in layer.inputs]
+                yield layer.run(*inputs)[0].numpy()
 
-    exact = [given(layer, values) for layer in layers]
+    exact = [list(given(layer, values)) for layer in layers]
+    energies = [max(_mean_energy(pieces), 1e-30) for pieces in exact]
 
     def error(fake: Floats) -> float:
         if not layers:
-            return _energy(fake - values)
-        return sum(_energy(given(layer, fake) - wanted) / max(_energy(wanted), 1e-30) for layer, wanted in zip(layers, exact, strict=True))
+            return _mean_energy([fake - values])
+        return sum(_mean_energy(now - wanted for now, wanted in zip(given(layer, fake), pieces, strict=True)) / energy
+                   for layer, pieces, energy in zip(layers, exact, energies, strict=True))
 
     return error
 
 
-def _energy(values: Floats) -> float:
-    return float(np.mean(values.astype(np.float64) ** 2))
+def _mean_energy(pieces: Iterable[Floats]) -> float:
+    """The mean square of all the numbers."""
+    found = [(float(np.square(piece.astype(np.float64)).sum()), piece.size) for piece in pieces]
+    return sum(energy for energy, _ in found) / max(sum(size for _, size in found), 1)

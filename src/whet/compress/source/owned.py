@@ -1,0 +1,26 @@
+"""Tensors in memory of their own, so that the message that they were read from can be let go.
+
+A tensor that looks into a message copies its bytes out of it each time that its numbers are asked for: all weights of a model once more for
+every part of the program that holds on to them. Copied once, they are there for all, and the message is freed, which is as large.
+"""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+def own_tensors(model: ir.Model) -> None:
+    """Copy every constant of the graphs out of the message that it lies in. Text and what lies in other files stays as it is."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            if isinstance(value.const_value, ir.serde.TensorProtoTensor):
+                value.const_value = _owned(value.const_value)
+        for node in graph:
+            for name, attribute in list(node.attributes.items()):
+                if attribute.type == ir.AttributeType.TENSOR and isinstance(attribute.value, ir.serde.TensorProtoTensor):
+                    node.attributes[name] = ir.AttrTensor(name, _owned(attribute.value), attribute.doc_string)
+
+
+def _owned(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string,
+                     metadata_props=dict(tensor.metadata_props))

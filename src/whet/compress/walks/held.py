@@ -1,0 +1,102 @@
+"""Tensors that wait for the next layer, for all samples: in memory while they are few, beyond that in files that have no name."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import IO
+
+import torch
+from torch import Tensor
+
+from whet.core.errors import Refused
+
+MOST_BYTES = 32 << 20  # that are held in memory; what comes on top goes to a file
+
+
+@dataclass(frozen=True, eq=False)
+class _Written:
+    """Where a tensor lies in the file of its name."""
+
+    start: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class Held:
+    """Tensors by batch and name.
+
+    A file has no name in its folder (``tempfile.TemporaryFile``), so nothing is left of it whatever ends the process. There is one for each
+    name, and it is gone when the last of its tensors is. Its pages are the kernel's cache and no memory of the process.
+    """
+
+    def __init__(self, most_bytes: int | None = None) -> None:
+        self._most = MOST_BYTES if most_bytes is None else most_bytes
+        self._places: dict[tuple[int, str], Tensor | _Written] = {}
+        self._files: dict[str, IO[bytes]] = {}
+        self._written: dict[str, int] = {}  # tensors in each file
+        self.bytes = 0  # in memory
+
+    def __contains__(self, key: tuple[int, str]) -> bool:
+        return key in self._places
+
+    def put(self, batch: int, name: str, values: Tensor) -> None:
+        """Keep a tensor. Raises Refused where there is no room for it on disk."""
+        self.drop(batch, name)
+        if self.bytes + values.nbytes > self._most:
+            self._places[batch, name] = self._write(name, values.contiguous())
+            return
+        alone = values.contiguous()
+        if alone.untyped_storage().nbytes() > alone.nbytes:  # a part of a larger tensor, which it would keep in memory
+            alone = alone.clone()
+        self._places[batch, name] = alone
+        self.bytes += alone.nbytes
+
+    def get(self, batch: int, name: str) -> Tensor:
+        """The tensor, which is not to be written to. Raises KeyError."""
+        place = self._places[batch, name]
+        return place if isinstance(place, Tensor) else self._read(name, place)
+
+    def drop(self, batch: int, name: str) -> None:
+        """Forget a tensor, if it is here."""
+        place = self._places.pop((batch, name), None)
+        if isinstance(place, Tensor):
+            self.bytes -= place.nbytes
+        elif place is not None:
+            self._written[name] -= 1
+            if not self._written[name]:
+                self._files.pop(name).close()
+
+    def close(self) -> None:
+        """Forget everything."""
+        self._places.clear()
+        _close(self._files.values())
+        self._files.clear()
+        self.bytes = 0
+
+    def _write(self, name: str, values: Tensor) -> _Written:
+        try:
+            if name not in self._files:
+                self._files[name], self._written[name] = tempfile.TemporaryFile(prefix="whet-"), 0  # noqa: SIM115  open as long as its tensors
+            file = self._files[name]
+            start = file.seek(0, 2)
+            file.write(values.reshape(-1).view(torch.uint8).numpy().data)
+            file.flush()
+        except OSError as error:
+            raise Refused(f"put {values.nbytes / 1e6:.0f} MB of activations into {tempfile.gettempdir()}", found=str(error),
+                          do="name a folder with more room in TMPDIR, or calibrate on fewer samples") from error
+        self._written[name] += 1
+        return _Written(start, tuple(values.shape), values.dtype)
+
+    def _read(self, name: str, place: _Written) -> Tensor:
+        values = torch.empty(place.shape, dtype=place.dtype)
+        file = self._files[name]
+        file.seek(place.start)
+        file.readinto(values.reshape(-1).view(torch.uint8).numpy().data)  # type: ignore[attr-defined]
+        return values
+
+
+def _close(files: Iterable[IO[bytes]]) -> None:
+    for file in files:
+        file.close()

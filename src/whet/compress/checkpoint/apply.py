@@ -29,7 +29,7 @@ from whet.compress.checkpoint.shows import SHOWS, Flow
 from whet.compress.checkpoint.skeleton import Skeleton
 from whet.compress.checkpoint.stored import Layout
 from whet.compress.checkpoint.text import Windows, windows_of
-from whet.compress.checkpoint.tuning import tune_whole
+from whet.compress.checkpoint.tuning import tune_whole, written
 from whet.compress.checkpoint.turned import turned
 from whet.compress.codebook import Coded
 from whet.compress.grid import Array, Quantised
@@ -73,7 +73,9 @@ def apply_to_checkpoint(checkpoint: Checkpoint, recipe: Recipe, target: Target, 
             if windows is None:
                 _layer_by_layer(checkpoint, steps, layouts, target, destination)
             else:
-                _block_by_block(checkpoint, [each for each in steps if each.used.view is not Whole], layouts, target, windows, destination)
+                of_blocks = [each for each in steps if each.used.view is not Whole]
+                table = written(checkpoint, layouts, folder)
+                _block_by_block(checkpoint, of_blocks, layouts, target, windows, destination, table)
                 tune_whole(checkpoint, steps, layouts, target, windows, destination)
         finally:
             destination.close()
@@ -171,16 +173,19 @@ def _stored(checkpoint: Checkpoint, layer: str, made: Quantised | Coded | Array,
 
 
 def _block_by_block(checkpoint: Checkpoint, steps: Sequence[Resolved], layouts: Mapping[str, Layout | str], target: Target,
-                    windows: Windows, destination: Destination) -> None:
-    """Each block with what the blocks before it, as they are now, make of the calibration text."""
+                    windows: Windows, destination: Destination, table: Checkpoint) -> None:
+    """Each block with what the blocks before it, as they are now, make of the calibration text, and those of the ``table`` of tokens as it
+    is now.
+    """
     skeleton = Skeleton(checkpoint)
     shape = (len(windows), windows.length, checkpoint.size(checkpoint.family.embedding)[1])
     flows = [Hidden(destination.folder / f"hidden-{parity}", shape) for parity in (0, 1)]
     exact = [Hidden(destination.folder / f"exact-{parity}", shape) for parity in (0, 1)] if _looks_back(steps) else []
     if destination.done == 0:
-        for file in (*flows[:1], *exact[:1]):
-            for begin, end in file.parts:
-                file.write(begin, skeleton.embed(windows.tokens[begin:end]))
+        destination.settle()  # the table has to be there
+        _enter(skeleton, windows, flows[0], table)
+        for file in exact[:1]:
+            _enter(skeleton, windows, file, checkpoint)
     with task("rounding", checkpoint.block_count) as progress, one_thread(flows[0].work):
         progress.advance(min(destination.done, checkpoint.block_count))
         for index in range(destination.done, checkpoint.block_count):
@@ -206,6 +211,12 @@ def _block_by_block(checkpoint: Checkpoint, steps: Sequence[Resolved], layouts: 
     for file in (*flows, *exact):
         file.close()
         file.path.unlink()
+
+
+def _enter(skeleton: Skeleton, windows: Windows, flow: Hidden, table: Checkpoint) -> None:
+    """What enters the first block, on the disk."""
+    for begin, end in flow.parts:
+        flow.write(begin, skeleton.embed(windows.tokens[begin:end], table))
 
 
 def _through(block: BlockAtWork, before: Hidden, after: Hidden) -> None:

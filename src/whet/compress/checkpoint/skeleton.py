@@ -40,9 +40,9 @@ class Skeleton:
         self._calls: dict[int, list[Call]] = {}
         self._rounding: dict[str, RemovableHandle] = {}
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """[n, length, width] float32: what enters the first block, of tokens [n, length]."""
-        recorders = self._run(tokens)
+    def embed(self, tokens: Tensor, table: Checkpoint | None = None) -> Tensor:
+        """[n, length, width] float32: what enters the first block, of tokens [n, length]. table: a checkpoint that holds another table."""
+        recorders = self._run(tokens, table)
         return recorders[0].hidden
 
     def calls(self, length: int) -> list[Call]:
@@ -100,12 +100,14 @@ class Skeleton:
             found = self.model(tokens) if self.checkpoint.family.encoder else self.model(tokens, use_cache=False)
         return found.last_hidden_state if self.checkpoint.family.encoder else found.logits
 
-    def _run(self, tokens: Tensor) -> list[_Recorder]:
+    def _run(self, tokens: Tensor, table: Checkpoint | None = None) -> list[_Recorder]:
         """The model on tokens with recorders in the place of its blocks. Only the rows of the table that are used are read."""
         recorders = [_Recorder() for _ in self.blocks]
         used, places = tokens.unique(return_inverse=True)
+        embedding = self.checkpoint.family.embedding
+        rows = {f"{embedding}.weight": (table or self.checkpoint).rows(embedding, used)}
         body: nn.Module = self.model.base_model  # type: ignore[assignment]
-        with torch.no_grad(), self._replaced(recorders), self._filled_outside(self._rows(used)):
+        with torch.no_grad(), self._replaced(recorders), self._filled_outside(rows):
             body(places) if self.checkpoint.family.encoder else body(places, use_cache=False)
         return recorders
 
@@ -138,13 +140,6 @@ class Skeleton:
         finally:
             for name, weight in weights.items():
                 _set(self.model, name, torch.empty_like(weight, device="meta"))
-
-    def _rows(self, used: Tensor) -> dict[str, Tensor]:
-        """The table with the rows ``used`` alone, float32."""
-        family, checkpoint = self.checkpoint.family, self.checkpoint
-        if family.embedding in checkpoint.layouts:
-            return {f"{family.embedding}.weight": checkpoint.weight(family.embedding)[used]}
-        return {f"{family.embedding}.weight": checkpoint.tensor(f"{family.embedding}.weight")[used].float()}
 
     def _head(self) -> dict[str, Tensor]:
         """The head, and a table of one row, which is looked up for nothing."""

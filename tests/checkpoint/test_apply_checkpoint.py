@@ -262,7 +262,7 @@ TABLES: list[tuple[str, Options, Step]] = [
 @pytest.mark.parametrize(("kind", "changed", "table"), TABLES)
 def test_calibration_reads_the_table_as_it_was_rounded(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str,
                                                        changed: Options, table: Step) -> None:
-    """What the first block is calibrated with is what the written model will give it; the float flow beside it begins with the float table."""
+    """What the first block is calibrated with is what the written model will give it; the float flow begins with the float table."""
     before, ids = open_checkpoint(models(kind, **changed)), tokens(6, seed=1)
     entering: dict[str, torch.Tensor] = {}
     through = applying._through

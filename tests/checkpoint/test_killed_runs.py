@@ -62,7 +62,6 @@ def test_runs_that_are_killed_are_gone_on_with(models: Models, tmp_path: Path, n
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), [("rtn", "qwen3"), ("gptq", "gpt2"), ("awq then gptq", "qwen3"),
                                             ("smoothquant then rtn", "gemma"),
-
                                             ("gptq behind a rounded table", "llama")])
 def test_a_kill_anywhere_is_survived(models: Models, tmp_path: Path, name: str, kind: str) -> None:
     number = random.Random(1)

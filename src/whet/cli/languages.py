@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from whet.compress.checkpoint.gguf import GgufReport
     from whet.compress.checkpoint.hf_export import HfReport
     from whet.compress.checkpoint.onnx_export import OnnxReport
+    from whet.compress.checkpoint.tasks import TaskComparison
     from whet.core.inventory import Inventory
     from whet.core.measurement import Measurement
 
 
 def show_comparison(screen: Screen, found: LanguageComparison) -> None:
     """What the candidate lost on a text."""
-    from whet.compress.report.numbers import BYTES, TIMES, number
 
     def row(title: str, each: Measurement, *, perplexity: bool = False) -> list[str]:
         value = math.exp(each.value or 0.0) if perplexity else each.value or 0.0
@@ -33,6 +33,31 @@ def show_comparison(screen: Screen, found: LanguageComparison) -> None:
     interval = f"{found.drop.interval.confidence:.0%} interval" if found.drop.interval else "interval"
     how = Column("how", flexible=True, keep="start")
     screen.table((Column(f"{found.tokens:,} tokens"), Column("value", right=True), Column(interval), how), rows)
+    _show_sizes(screen, found)
+
+
+def show_tasks(screen: Screen, found: TaskComparison) -> None:
+    """What the candidate lost by each metric of each task, and on the text."""
+    if found.text is not None:
+        show_comparison(screen, found.text)
+        screen.gap()
+    rows = []
+    for each in found.scores:
+        values = (f"{each.parent.value or 0.0:.4f}", f"{each.candidate.value or 0.0:.4f}", f"{each.drop.value or 0.0:+.4f}")
+        interval = "" if each.drop.interval is None else f"{each.drop.interval.low:.4f} .. {each.drop.interval.high:.4f}"
+        moved = "" if each.lost is None else f"{each.lost} / {each.gained}"
+        rows.append([f"{each.task}: {each.metric}", f"{each.n:,}", *values, interval, moved])
+    level = next((f"{each.drop.interval.confidence:.0%} " for each in found.scores if each.drop.interval), "")
+    titles = ("documents", "original", "candidate", "drop")
+    screen.table((Column("task", flexible=True, keep="start"), *(Column(title, right=True) for title in titles),
+                  Column(f"{level}interval"), Column("lost / gained", right=True, optional=True)), rows)  # fmt: skip
+    if found.text is None:
+        _show_sizes(screen, found)
+
+
+def _show_sizes(screen: Screen, found: LanguageComparison | TaskComparison) -> None:
+    from whet.compress.report.numbers import BYTES, TIMES, number
+
     one, other = found.parent_size.value or 0.0, found.candidate_size.value or 0.0
     screen.facts({"size": f"{number(one, BYTES)} -> {number(other, BYTES)} ({number(one / max(other, 1), TIMES)} smaller)"})
 

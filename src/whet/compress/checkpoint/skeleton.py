@@ -61,10 +61,14 @@ class Skeleton:
         weights = self._weights([name for name in names if name not in stored], prefix)
         weights |= {name.removeprefix(prefix): self.checkpoint.tensor(name) for name in names if name in stored}
         block.load_state_dict(weights, assign=True)
+        self._round_inputs_of(index)
+        return block.eval()
+
+    def _round_inputs_of(self, index: int) -> None:
+        """Have the layers of a block read their inputs as they are stored to."""
         for layer in self.checkpoint.block_layers(index):
             layout = self.checkpoint.layouts.get(layer)
             self.round_inputs(layer, layout.activations if layout else 0)
-        return block.eval()
 
     def round_inputs(self, layer: str, activations: int) -> None:
         """From now on a linear layer reads its inputs as a ``Layout`` with these activations says: int8 for each token, or as they come."""
@@ -72,6 +76,19 @@ class Skeleton:
             self._rounding.pop(layer).remove()
         if activations:
             self._rounding[layer] = self.model.get_submodule(layer).register_forward_pre_hook(_by_token)
+
+    def fill(self) -> nn.Module:
+        """The model with all of its weights in float32, 4 bytes a parameter."""
+        embedding, head = (f"{name}.weight" for name in (self.checkpoint.family.embedding, self.checkpoint.family.head))
+        names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
+        weights = self._weights([name for name in names if not (self.checkpoint.tied and name == head)], "")
+        if self.checkpoint.tied:
+            weights[head] = weights[embedding]
+        for name, weight in weights.items():
+            _set(self.model, name, weight)
+        for index in range(self.checkpoint.block_count):
+            self._round_inputs_of(index)
+        return self.model
 
     def empty(self, index: int) -> None:
         """Take the weights of a block out again."""

@@ -54,7 +54,7 @@ def windows_of(checkpoint: Checkpoint, source: Any, *, length: int | None = None
     """
     if isinstance(source, Windows):
         return source if most is None or len(source) <= most else replace(source, tokens=_spread(source.tokens, most))
-    longest = int(checkpoint.config.get("max_position_embeddings", checkpoint.config.get("n_positions", LONGEST_WINDOW)))
+    longest = room_of(checkpoint)
     given = _tokens(source)
     if given is not None:
         return Windows(_spread(_checked(given, checkpoint, longest), most), False, _name(source))
@@ -71,6 +71,11 @@ def windows_of(checkpoint: Checkpoint, source: Any, *, length: int | None = None
     cut = torch.tensor(ids[: count * step]).reshape(count, step)
     whole = torch.cat([torch.tensor(first, dtype=torch.int64).expand(count, -1), cut], 1)
     return Windows(_spread(whole, most), bool(first), _name(source))
+
+
+def room_of(checkpoint: Checkpoint) -> int:
+    """How many tokens the model was made for at once."""
+    return int(checkpoint.config.get("max_position_embeddings", checkpoint.config.get("n_positions", LONGEST_WINDOW)))
 
 
 def _spread(windows: Tensor, most: int | None) -> Tensor:
@@ -92,6 +97,17 @@ def tokenizer_of(checkpoint: Checkpoint) -> Any:
     except Exception as error:  # the tokenizers package raises plain Exception, transformers half a dozen kinds
         raise Refused(f"read text with {checkpoint.folder}", found=f"a broken tokenizer ({str(error)[:200]})",
                       do="copy its files there from the original model once more") from error
+
+
+def special_tokens(checkpoint: Checkpoint) -> dict[str, Any]:
+    """bos, eos and pad: generation_config.json knows them better than config.json (a chat model ends with several tokens)."""
+    path = checkpoint.folder / "generation_config.json"
+    try:
+        better = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        better = {}
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: better[name] if better.get(name) is not None else checkpoint.config.get(name) for name in names}
 
 
 def texts_in(source: Any) -> list[str]:

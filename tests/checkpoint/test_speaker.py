@@ -111,25 +111,37 @@ def test_it_writes_what_the_slow_way_writes(models: Models, tmp_path: Path, kind
     assert found == [said.tokenizer.decode(each, skip_special_tokens=True) for each in wanted]
 
 
-def test_it_ends_where_it_is_told_to(models: Models, reader: Checkpoint) -> None:
-    said, prompt = Speaker(reader), tokens(1, 9, seed=7)[0].tolist()
-    whole = said.written([prompt], most=12)[0]
+def test_it_writes_stories(assets: Path) -> None:
+    """Prompts of one length and of several, which a model that has learned something goes on with in different ways."""
+    folder = assets / "stories260K"
+    said = Speaker(open_checkpoint(folder))
+    prompts = [said.encode(text) for text in ("Once upon a time", "Once upon a day", "Tom saw a big dog and", "She")]
+    wanted = [said.tokenizer.decode(slow.written(of_transformers(folder), prompt, 20, {2})) for prompt in prompts]
+    assert said.written(prompts, most=20) == wanted
+    assert len(set(wanted)) == 3
+
+
+# A prompt behind which a made-up model writes "w78 w78 w38 w52 w80 w38 ...".
+VARIED = tokens(6, 9, seed=7)[2].tolist()
+
+
+def test_it_ends_where_it_is_told_to(models: Models, tmp_path: Path) -> None:
+    said = Speaker(with_words(models("qwen3"), tmp_path / "x", starts=True))
+    whole = said.written([VARIED], most=12)[0]
     words = whole.split()
-    first = words.index(words[3])
-    assert said.written([prompt], most=12, until=["nothing", words[3]])[0] == " ".join(words[:first]) + " " * (first > 0)
-    assert said.written([prompt], most=12, until=["nothing", ""])[0] == whole
-    assert len(said.written([prompt], most=3)[0].split()) == 3
-    assert said.written([prompt], most=12, until=[words[5], words[3]]) == said.written([prompt], most=12, until=[words[3], words[5]])
+    assert words.index(words[3]) == 3
+    assert said.written([VARIED], most=12, until=["nothing", words[3]])[0] == " ".join(words[:3]) + " "
+    assert said.written([VARIED], most=12, until=["nothing", ""])[0] == whole
+    assert len(said.written([VARIED], most=3)[0].split()) == 3
+    assert said.written([VARIED], most=12, until=[words[4], words[3]]) == said.written([VARIED], most=12, until=[words[3], words[4]])
 
 
 @pytest.mark.parametrize("where", ["config.json", "generation_config.json", "tokenizer"])
 def test_the_end_of_the_text_ends_it(models: Models, tmp_path: Path, where: str) -> None:
-    prompt = tokens(1, 9, seed=7)[0].tolist()
-    best = slow.written(of_transformers(models("llama")), prompt, 12, set())
-    end = best[4]
-    before = best[: best.index(end)]
-    checkpoint = with_words(models("llama"), tmp_path / "x", starts=True)
-    folder = checkpoint.folder
+    best = slow.written(of_transformers(models("qwen3")), VARIED, 12, set())
+    end, before = best[4], best[:4]
+    assert end not in before
+    folder = with_words(models("qwen3"), tmp_path / "x", starts=True).folder
     if where == "tokenizer":
         said = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps({**said, "eos_token": f"w{end}"}))
@@ -138,8 +150,9 @@ def test_the_end_of_the_text_ends_it(models: Models, tmp_path: Path, where: str)
         (folder / where).write_text(json.dumps({**held, "eos_token_id": [end, 2]}))
         if where == "config.json":
             (folder / "generation_config.json").unlink(missing_ok=True)
-    found = Speaker(open_checkpoint(folder)).written([prompt], most=12)[0]
-    assert found.split() == [f"w{token}" for token in before]
+    both = Speaker(open_checkpoint(folder)).written([VARIED, VARIED[1:]], most=12)
+    assert both[0].split() == [f"w{token}" for token in before]
+    assert len(both[1].split()) > 4  # the other one goes on
 
 
 def test_a_prompt_that_is_too_long_loses_its_beginning(models: Models, reader: Checkpoint) -> None:

@@ -46,6 +46,14 @@ def test_a_question_becomes_tokens(reader: Checkpoint, context: str, continuatio
     assert pair(Speaker(reader), context, continuation) == wanted
 
 
+def test_a_space_between_the_two_belongs_to_the_continuation(assets: Path) -> None:
+    said = Speaker(open_checkpoint(assets / "stories260K"))
+    context, continuation = pair(said, "Once upon a ", "time")
+    assert (context, continuation) == pair(said, "Once upon a", " time")
+    assert said.tokenizer.decode(continuation).strip() == "time"
+    assert context + continuation == said.encode("Once upon a time")
+
+
 # -- a task, as lm_eval has them ----------------------------------------------------------------------------------------------------
 
 
@@ -54,12 +62,12 @@ class Task:
 
     def __init__(self, kinds: Sequence[str], repeats: int = 1) -> None:
         self.instances = [SimpleNamespace(request_type=kind, args=(f"{at}", "x"), idx=idx, doc={"at": at}, doc_id=at, repeats=repeats,
-                                          resps=["old"], filtered_resps={"old": "old"})
+                                          resps=[], filtered_resps={"old": "old"})
                           for at, kind in enumerate(kinds) for idx in (1, 0)]
 
     def apply_filters(self) -> None:
         for each in self.instances:
-            each.filtered_resps = {"none": each.resps[0], "more": each.resps[-1] + 1}
+            each.filtered_resps |= {"none": each.resps[0], "more": each.resps[-1] + 1}
 
     def process_results(self, doc: dict[str, int], answers: list[float]) -> dict[str, float]:
         return {"first": answers[0], "sum": sum(answers)}

@@ -43,8 +43,8 @@ def show_tasks(screen: Screen, found: TaskComparison) -> None:
         screen.gap()
     rows = []
     for each in found.scores:
-        values = (f"{each.parent.value or 0.0:.4f}", f"{each.candidate.value or 0.0:.4f}", f"{each.drop.value or 0.0:+.4f}")
-        interval = "" if each.drop.interval is None else f"{each.drop.interval.low:.4f} .. {each.drop.interval.high:.4f}"
+        values = (_short(each.parent.value), _short(each.candidate.value), _short(each.drop.value, "+"))
+        interval = "" if each.drop.interval is None else f"{_short(each.drop.interval.low)} .. {_short(each.drop.interval.high)}"
         moved = "" if each.lost is None else f"{each.lost} / {each.gained}"
         rows.append([f"{each.task}: {each.metric}", f"{each.n:,}", *values, interval, moved])
     level = next((f"{each.drop.interval.confidence:.0%} " for each in found.scores if each.drop.interval), "")
@@ -53,6 +53,12 @@ def show_tasks(screen: Screen, found: TaskComparison) -> None:
                   Column(f"{level}interval"), Column("lost / gained", right=True, optional=True)), rows)  # fmt: skip
     if found.text is None:
         _show_sizes(screen, found)
+
+
+def _short(value: float | None, sign: str = "") -> str:
+    """A share with four decimals; a perplexity may have any size."""
+    number = value or 0.0
+    return f"{number:{sign}.4f}" if abs(number) < 1000 else f"{number:{sign}.4g}"
 
 
 def _show_sizes(screen: Screen, found: LanguageComparison | TaskComparison) -> None:

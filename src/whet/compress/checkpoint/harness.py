@@ -142,7 +142,7 @@ def marked(suite: Suite, model: Any) -> list[Marks]:
     """The answers of a model (``language_model``) to the requests of a suite, judged by its metrics."""
     kinds: dict[str, list[Any]] = {}
     for request in suite.requests:
-        request.resps, request.filtered_resps = [], {}
+        request.filtered_resps = {}  # of the model before
         kinds.setdefault(request.request_type, []).append(request)
     for kind, requests in kinds.items():
         for request, answer in zip(requests, getattr(model, kind)(requests), strict=True):

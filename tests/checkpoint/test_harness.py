@@ -23,7 +23,7 @@ from whet.compress.compare import compare
 from whet.core.errors import Refused, Unsupported
 
 lm_eval = pytest.importorskip("lm_eval", reason="pip install 'whet[eval]'")
-pytestmark = pytest.mark.usefixtures("one_torch_thread")
+pytestmark = [pytest.mark.usefixtures("one_torch_thread"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +183,6 @@ def test_what_is_no_task(whet: Whet, stories: Checkpoint, tmp_path: Path, names:
     assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.slow  # lm_eval reads its ten thousand YAML files
 def test_a_name_that_is_nearly_one(stories: Checkpoint) -> None:
     with pytest.raises(Refused, match="near it are arc_easy"):
         suites_of(["arc_esay"])

@@ -204,6 +204,14 @@ def test_encoders_and_models_without_tokenizer(models: Models, tmp_path: Path) -
         Speaker(open_checkpoint(changed_copy(models("llama"), tmp_path / "x")))
 
 
+def test_answers_that_are_no_numbers_are_refused(models: Models, tmp_path: Path) -> None:
+    weight = open_checkpoint(models("llama")).tensor("model.norm.weight").clone()
+    weight[3] = float("nan")
+    folder = changed_copy(models("llama"), tmp_path / "x", tensors={"model.norm.weight": weight})
+    with pytest.raises(Refused, match="score the candidate: answers that are no numbers"):
+        Speaker(with_words(folder, tmp_path / "y", starts=True), "candidate").likelihoods([([5], [6])])
+
+
 def test_progress_counts_what_is_asked(reader: Checkpoint) -> None:
     told: list[tuple[str, int | None]] = []
     steps: list[int] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.sabotage.mistakes import Mistake
 
 SPEAKER, HARNESS, TASKS, SKELETON = (f"compress/checkpoint/{name}.py" for name in ("speaker", "harness", "tasks", "skeleton"))
+APPLY, CLI = "compress/checkpoint/apply.py", "checkpoint/test_languages_cli.py"
 SAID, SCORED = "checkpoint/test_speaker.py", "checkpoint/test_tasks.py"
 
 MISTAKES = (
@@ -32,4 +33,7 @@ MISTAKES = (
     Mistake("models drawn apart", TASKS,
             "[aggregate(rows) for aggregate in aggregates]", "[aggregates[0](rows), aggregates[1](everything)]",
             SCORED, "over_documents"),
+    Mistake("tables that are not looked at", APPLY,
+            "            _check_numbers(checkpoint, name)\n            destination.put(", "            destination.put(", CLI, "anywhere"),
+    Mistake("no piece of a tensor looked at", APPLY, ".split(PIECE))", ".split(PIECE)[:0])", CLI, "anywhere"),
 )

@@ -44,6 +44,8 @@ from whet.core.recipe import Recipe
 from whet.core.target import Target
 from whet.device.files import write_file
 
+PIECE = 1 << 22  # numbers that are looked at together
+
 # What belongs to a checkpoint beside its weights.
 SMALL_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
                "chat_template*", "spiece.model", "LICENSE*")
@@ -111,6 +113,7 @@ def _outside_blocks(checkpoint: Checkpoint, steps: Sequence[Resolved], layouts: 
         taken |= _owned(checkpoint, layer)
     for name in checkpoint.entries:
         if name not in taken and not name.startswith(inside):
+            _check_numbers(checkpoint, name)
             destination.put({name: checkpoint.tensor(name)}, then=partial(checkpoint.forget, name.rpartition(".")[0]))
 
 
@@ -123,7 +126,9 @@ def _module(checkpoint: Checkpoint, module: str, steps: Sequence[Resolved], layo
         destination.put(_stored(checkpoint, layer, _rounded(checkpoint, layer, steps, target), layouts[layer]))
         checkpoint.forget(layer)
     taken = {name for own in owners.values() for name in own}
-    destination.put({name: checkpoint.tensor(name) for name in names if name not in taken})
+    for name in (kept := [name for name in names if name not in taken]):
+        _check_numbers(checkpoint, name)
+    destination.put({name: checkpoint.tensor(name) for name in kept})
 
 
 @contextmanager
@@ -137,11 +142,16 @@ def _told_by_name(checkpoint: Checkpoint, module: str) -> Iterator[None]:
 
 
 def _check_finite(checkpoint: Checkpoint, module: str) -> None:
-    """Raises Refused with the name of a tensor that holds NaN or infinity."""
+    """Raises Refused with the name of a tensor of a module that holds NaN or infinity."""
     for name in checkpoint.names_under(module):
-        tensor = checkpoint.tensor(name)
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise Refused(f"round {name}", found="NaN or infinity in it", do="repair or retrain the model")
+        _check_numbers(checkpoint, name)
+
+
+def _check_numbers(checkpoint: Checkpoint, name: str) -> None:
+    """Raises Refused where a tensor holds NaN or infinity, a piece at a time: a table of tokens is large."""
+    tensor = checkpoint.tensor(name)
+    if tensor.is_floating_point() and not all(bool(torch.isfinite(piece).all()) for piece in tensor.reshape(-1).split(PIECE)):
+        raise Refused(f"round {name}", found="NaN or infinity in it", do="repair or retrain the model")
 
 
 def _owned(checkpoint: Checkpoint, layer: str) -> set[str]:

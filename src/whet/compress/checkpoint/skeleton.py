@@ -221,14 +221,33 @@ def check(model: nn.Module, checkpoint: Checkpoint) -> None:
                           found=f"{name} {'missing' if found is None else list(found)}, and config.json asks for {list(parameter.shape)}")
 
 
-def _built(checkpoint: Checkpoint) -> nn.Module:
-    """The model of config.json with parameters on the meta device and buffers (tables of positions) as they are."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+def settings_of(checkpoint: Checkpoint) -> Any:
+    """config.json as transformers reads it. Raises Refused where it cannot."""
+    from transformers import AutoConfig
 
     said = {name: value for name, value in checkpoint.config.items() if name != "quantization_config"}
-    config = AutoConfig.for_model(**said)
+    with _said_of_config(checkpoint):
+        return AutoConfig.for_model(**said)
+
+
+@contextmanager
+def _said_of_config(checkpoint: Checkpoint) -> Iterator[None]:
+    """What transformers raises at a config is of many kinds (KeyError for an unknown activation), and no fault of ours."""
+    try:
+        yield
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise Refused(f"open {checkpoint.folder}", found=f"a config.json that transformers makes no model of ({told})",
+                      do="use the config.json of these files") from error
+
+
+def _built(checkpoint: Checkpoint) -> nn.Module:
+    """The model of config.json with parameters on the meta device and buffers (tables of positions) as they are."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    config = settings_of(checkpoint)
     kind = AutoModel if checkpoint.family.encoder else AutoModelForCausalLM
-    with _parameters_on_meta():
+    with _parameters_on_meta(), _said_of_config(checkpoint):
         model = kind.from_config(config, dtype=torch.float32)
     return model.eval().requires_grad_(False)
 

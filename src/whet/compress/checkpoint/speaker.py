@@ -6,6 +6,7 @@ in is tokens. Nothing is drawn: the likeliest token is written, so that two mode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -75,6 +76,9 @@ class Speaker:
         with task(f"{self.name}: likelihoods", len(asked)) as progress, torch.no_grad(), one_thread(self._work):
             for batch in self._batches(rows, [len(wanted) for _, wanted in asked]):
                 for at, answer in self._answers(batch, [wanted for _, wanted in asked]):
+                    if not math.isfinite(answer[0]):
+                        raise Refused(f"score the {self.name}", found="answers that are no numbers",
+                                      do="look for NaN or infinity in its weights")
                     found[at] = answer
                     progress.advance()
         return found

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from whet.compress.checkpoint.checkpoint import Checkpoint
+from whet.compress.checkpoint.skeleton import settings_of
 from whet.core.errors import Refused
 
 LONGEST_WINDOW = 2048  # what perplexities are quoted for, and where attention is still cheap on a CPU
@@ -74,8 +75,12 @@ def windows_of(checkpoint: Checkpoint, source: Any, *, length: int | None = None
 
 
 def room_of(checkpoint: Checkpoint) -> int:
-    """How many tokens the model was made for at once."""
-    return int(checkpoint.config.get("max_position_embeddings", checkpoint.config.get("n_positions", LONGEST_WINDOW)))
+    """How many tokens the model was made for at once. Raises Refused where config.json does not say it in a number."""
+    said = checkpoint.config.get("max_position_embeddings", checkpoint.config.get("n_positions", LONGEST_WINDOW))
+    if not isinstance(said, int) or said < 2:
+        raise Refused(f"open {checkpoint.folder}", found=f"{said!r} for max_position_embeddings in its config.json",
+                      do="use the config.json of these files")
+    return said
 
 
 def _spread(windows: Tensor, most: int | None) -> Tensor:
@@ -92,6 +97,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> Any:
     if not checkpoint.has_tokenizer:
         raise Refused(f"read text with {checkpoint.folder}", found="no tokenizer in it",
                       do="copy tokenizer.json there from the original model, or give tokens as a .npy file")
+    settings_of(checkpoint)  # which the tokenizer reads too, and its errors are not the tokenizer's
     try:
         return AutoTokenizer.from_pretrained(checkpoint.folder)
     except Exception as error:  # the tokenizers package raises plain Exception, transformers half a dozen kinds

@@ -10,11 +10,13 @@ import pytest
 import torch
 from tests.checkpoint.conftest import HOST, Models
 from tests.checkpoint.made_up_models import KINDS, changed_copy, of_transformers, tokens, with_weights_of
+from tests.checkpoint.test_skeleton import streamed
 from tests.checkpoint.test_text import with_words
 from tests.slow_papers import likelihoods as slow
 
 from whet.compress.apply import apply
 from whet.compress.checkpoint import Checkpoint, open_checkpoint, speaker
+from whet.compress.checkpoint.skeleton import Skeleton
 from whet.compress.checkpoint.speaker import Speaker, windows_in
 from whet.core.document import FrozenMap
 from whet.core.errors import Refused, Unsupported
@@ -178,6 +180,22 @@ def test_what_is_scored_is_what_the_folder_holds(models: Models, tmp_path: Path,
     assert isinstance(made, Checkpoint)
     wanted = [slow.likelihood(with_weights_of(made, source.folder), *each, ROOM)[0] for each in questions()[:4]]
     assert [nats for nats, _ in Speaker(made).likelihoods(questions()[:4])] == pytest.approx(wanted, abs=2e-4)
+
+
+def test_inputs_are_rounded_where_the_folder_says_so(models: Models, tmp_path: Path) -> None:
+    """As block by block: what a layer reads is int8 by token, and differs from what floats give."""
+    source = with_words(models("llama"), tmp_path / "x", starts=False)
+    row = tokens(1, 12, seed=3)
+    found = []
+    for activations in (8, 0):
+        options: FrozenMap[Any] = FrozenMap({"bits": 8, "activations": activations})
+        made = apply(source, Recipe((Step("rtn", ("*",), (), options),)), target=HOST, out=tmp_path / f"{activations}")
+        assert isinstance(made, Checkpoint)
+        found.append(Speaker(made).likelihoods([(row[0, :-1].tolist(), row[0, -1:].tolist())])[0][0])
+        with torch.no_grad():
+            logits = streamed(Skeleton(made), row)[0, -2].double()
+        assert found[-1] == pytest.approx(float(logits.log_softmax(-1)[row[0, -1]]), abs=1e-4)
+    assert abs(found[0] - found[1]) > 1e-3
 
 
 def test_a_start_is_needed_for_texts_without_context(models: Models, tmp_path: Path) -> None:

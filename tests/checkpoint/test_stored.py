@@ -86,6 +86,12 @@ def test_some_rows_are_those_of_the_whole(weight: Any) -> None:
     assert found.tobytes() == weight.values[chosen].tobytes()
 
 
+def test_some_rows_of_bytes_are_those_of_the_whole() -> None:
+    weight, chosen = rounded((37, 40), 8, 16, True), np.array([0, 36, 7, 7])
+    found = stored.some_rows("a.b", stored.layout_of(weight, 8), reader(stored.tensors("a.b", weight, 8)), chosen)
+    assert found.tobytes() == weight.values[chosen].tobytes()
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", [0, 16])
 @pytest.mark.parametrize("bits", range(2, 9))

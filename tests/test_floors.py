@@ -45,15 +45,16 @@ FLOORS = {
     "core": Floor(frozenset({"core"}), ()),
     "device": Floor(frozenset({"core", "device"}), ("",), bring=frozenset({"tokenizers", "llama_cpp"}), leave=SCREEN),
     "compress": Floor(
-        frozenset({"core", "device", "compress"}), ("", "compress", "llm"), bring=frozenset({"ml_dtypes", "google"}), leave=SCREEN
+        frozenset({"core", "device", "compress"}), ("", "compress", "llm", "eval"), bring=frozenset({"ml_dtypes", "google"}), leave=SCREEN
     ),
     "hub": Floor(frozenset({"core", "hub"}), ("hub",), bring=frozenset({"starlette", "pydantic"})),
-    "cli": Floor(frozenset({"core", "device", "compress", "hub", "cli", TOP}), ("", "compress", "llm", "hub")),
-    TOP: Floor(frozenset({"core", "device", "compress", "hub", TOP}), ("", "compress", "llm", "hub")),
+    "cli": Floor(frozenset({"core", "device", "compress", "hub", "cli", TOP}), ("", "compress", "llm", "eval", "hub")),
+    TOP: Floor(frozenset({"core", "device", "compress", "hub", TOP}), ("", "compress", "llm", "eval", "hub")),
 }
-IMPORT_NAMES = {"pillow": "PIL", "scikit-learn": "sklearn", "onnx-ir": "onnx_ir"}  # where it is not the name in pyproject.toml
+# Where it is not the name in pyproject.toml.
+IMPORT_NAMES = {"pillow": "PIL", "scikit-learn": "sklearn", "onnx-ir": "onnx_ir", "lm-eval": "lm_eval"}
 # Slow to import or large: only inside the functions that need them. Measured: torch 1.8 s and 528 MB, scikit-learn 1 s.
-HEAVY = ("torch", "scipy", "sklearn", "PIL", "soundfile", "pyarrow", "matplotlib", "pandas", "transformers")
+HEAVY = ("torch", "scipy", "sklearn", "PIL", "soundfile", "pyarrow", "matplotlib", "pandas", "transformers", "lm_eval", "datasets")
 # These are about torch from the first line to the last; nothing may import them before it needs them.
 ABOUT_TORCH = re.compile(r"whet\.compress\.((mirror|checkpoint)(\.\w+)*|walks\.(?!layers$|sites$|unequal_\w+$|chains$|shared_inputs$)\w+"
                          r"|mixed\.fisher|(soft|column)_rounding|layer_products|fake|adam|threads|learned_grids|distilling)")

@@ -65,7 +65,7 @@ def killed_at(last: int, count_in: Path) -> None:
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
     folder = Path(request["folder"])
-    recipe = Recipe(tuple(Step(name, ("*",), (), FrozenMap(options)) for name, options in request["steps"]))
+    recipe = Recipe(tuple(Step(name, tuple(layers) or ("*",), (), FrozenMap(options)) for name, options, *layers in request["steps"]))
 
     Skeleton(open_checkpoint(request["model"]))  # so that transformers' code of the model is imported before the forks
 

@@ -268,6 +268,36 @@ def test_the_written_model_computes_what_was_simulated(models: Models, tmp_path:
     assert not list((tmp_path / "out").glob("hidden*"))
 
 
+TABLES: list[tuple[str, Options, Step]] = [
+    ("llama", {}, step("rtn", "op:Embedding", "op:Head", bits=2, block=16)),
+    ("llama", {"shard": "20KB"}, step("rtn", "op:Embedding", bits=3, symmetric=False)),
+    ("gpt2", {}, step("rtn", "op:Embedding", bits=3, block=16)), ("gemma", {}, step("rtn", "op:Embedding", bits=3, block=16)),
+    ("qwen3", {}, step("float16", "op:Embedding")),
+]
+
+
+@pytest.mark.parametrize(("kind", "changed", "table"), TABLES)
+def test_calibration_reads_the_table_as_it_was_rounded(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str,
+                                                       changed: Options, table: Step) -> None:
+    """What the first block is calibrated with is what the written model will give it; the float flow begins with the float table."""
+    before, ids = open_checkpoint(models(kind, **changed)), tokens(6, seed=1)
+    entering: dict[str, torch.Tensor] = {}
+    through = applying._through
+
+    def watched(block: Any, flow: Hidden, after: Hidden) -> None:
+        if block.index == 0:
+            entering[flow.path.name] = torch.cat(list(flow))
+        through(block, flow, after)
+
+    monkeypatch.setattr(applying, "_through", watched)
+    made = applied(before.folder, tmp_path / "out", step("autoround", bits=4, block=16, steps=2), table, calibration=ids)
+    assert made.family.embedding in made.layouts or made.entries[f"{made.family.embedding}.weight"][1].dtype == "F16"
+    rounded, exact = (Skeleton(checkpoint).embed(ids) for checkpoint in (made, before))
+    assert not torch.equal(rounded, exact)
+    assert torch.equal(entering["hidden-0"], rounded)
+    assert torch.equal(entering["exact-0"], exact)
+
+
 def test_calibration_follows_what_was_rounded_before(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second block reads what the rounded first one gives, and so does the second layer of a block."""
     from whet.compress.checkpoint import shows
@@ -456,6 +486,14 @@ def test_a_stopped_run_goes_on_behind_the_last_block(models: Models, tmp_path: P
     applied(models("llama"), tmp_path / "whole", step(name, **options), calibration=calibration)
     assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
     assert not beside(tmp_path / "out").exists()
+
+
+def test_a_stopped_run_with_a_rounded_table_goes_on(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = (step("rtn", "op:Embedding", "op:Head", bits=3, block=16), step("gptq", bits=3, enough=0.0))
+    stopped(monkeypatch, models("llama"), tmp_path / "out", 1, *steps, calibration=tokens(12, seed=1))
+    for place in ("out", "whole"):
+        applied(models("llama"), tmp_path / place, *steps, calibration=tokens(12, seed=1))
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("change", ["recipe", "calibration", "weights", "config"])

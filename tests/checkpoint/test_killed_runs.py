@@ -19,18 +19,21 @@ from tests.checkpoint.made_up_models import files_of, made_up, saved_tokens
 
 import whet
 
-RECIPES: dict[str, list[tuple[str, dict[str, Any]]]] = {
+# Name of a technique, its options, and the layers, where not all that it takes by itself.
+Steps = list[tuple[Any, ...]]
+RECIPES: dict[str, Steps] = {
     "rtn": [("rtn", {"bits": 3, "block": 16})],
     "gptq": [("gptq", {"bits": 4, "block": 16, "enough": 0.0})],
     "awq then gptq": [("awq", {"block": 16}), ("gptq", {"block": 16, "enough": 0.0})],
     "smoothquant then rtn": [("smoothquant", {}), ("rtn", {"bits": 8, "activations": 8})],
+    "gptq behind a rounded table": [("rtn", {"bits": 3}, "op:Embedding", "op:Head"), ("gptq", {"bits": 4, "block": 16, "enough": 0.0})],
 }
 # The same whet as here, which may be a copy under test.
 PATH = os.pathsep.join([str(Path(whet.__path__[0]).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def killed(model: Path, folder: Path, steps: list[tuple[str, dict[str, Any]]], kills: list[tuple[float, ...]]) -> dict[str, Any]:
-    calibration = None if steps[0][0] == "rtn" else str(saved_tokens(folder))
+def killed(model: Path, folder: Path, steps: Steps, kills: list[tuple[float, ...]]) -> dict[str, Any]:
+    calibration = None if steps[-1][0] == "rtn" else str(saved_tokens(folder))
     request = {"model": str(model), "folder": str(folder), "steps": steps, "calibration": calibration, "kills": kills}
     (folder / "request.json").write_text(json.dumps(request))
     done = subprocess.run([sys.executable, killed_runs.__file__, folder / "request.json"], capture_output=True, text=True, check=False,
@@ -58,7 +61,8 @@ def test_runs_that_are_killed_are_gone_on_with(models: Models, tmp_path: Path, n
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "kind"), [("rtn", "qwen3"), ("gptq", "gpt2"), ("awq then gptq", "qwen3"),
-                                            ("smoothquant then rtn", "gemma")])
+                                            ("smoothquant then rtn", "gemma"),
+                                            ("gptq behind a rounded table", "llama")])
 def test_a_kill_anywhere_is_survived(models: Models, tmp_path: Path, name: str, kind: str) -> None:
     number = random.Random(1)
     kills: list[tuple[float, ...]] = [(at / 40,) for at in range(41)]

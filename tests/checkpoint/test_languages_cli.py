@@ -10,6 +10,7 @@ import pytest
 from tests.checkpoint.conftest import Models, Whet
 from tests.checkpoint.made_up_models import changed_copy, saved_tokens
 
+from whet.compress.checkpoint import open_checkpoint
 from whet.core.artifact import Artifact
 from whet.core.inventory import Inventory
 from whet.core.plan import Plan
@@ -156,6 +157,38 @@ def test_whatever_is_wrong_is_one_sentence(whet: Whet, models: Models, tmp_path:
     assert "Traceback" not in done.output
     assert done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("config", "word"), [
+    ({"num_attention_heads": 7}, "transformers makes no model of"), ({"hidden_act": "nothing"}, "KeyError: 'nothing'"),
+    ({"max_position_embeddings": 0}, "0 for max_position_embeddings"), ({"num_attention_heads": 0}, "transformers makes no model of"),
+    ({"max_position_embeddings": "many"}, "max_position_embeddings"),
+])
+def test_a_config_that_cannot_be_is_not_the_tokenizers_fault(whet: Whet, stories: Path, text: Path, tmp_path: Path,
+                                                             config: dict[str, object], word: str) -> None:
+    folder = changed_copy(stories, tmp_path / "x", config=config)
+    for line in (("apply", "gptq", folder, "--calibration", text, "-o", tmp_path / "out"), ("compare", folder, stories, "--data", text)):
+        done = whet(*line)
+        assert done.exit_code == 2, done.output
+        assert word in done.stderr
+        assert "use the config.json of these files" in done.stderr
+        assert "tokenizer" not in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens", "model.layers.1.input_layernorm", "model.norm", "model.layers.1.mlp.up_proj"])
+def test_numbers_that_are_none_are_found_by_name_anywhere(whet: Whet, stories: Path, text: Path, tmp_path: Path, name: str) -> None:
+    weight = open_checkpoint(stories).tensor(f"{name}.weight").clone()
+    weight.view(-1)[-1] = float("nan")
+    folder = changed_copy(stories, tmp_path / "x", tensors={f"{name}.weight": weight})
+    for line in (("apply", "gptq", folder, "--calibration", text), ("apply", "rtn", folder)):
+        done = whet(*line, "-o", tmp_path / "out")
+        assert done.exit_code == 2, done.output
+        assert f"{name}.weight: NaN or infinity in it" in done.stderr
+        assert not (tmp_path / "out").exists()
+    compared = whet("compare", stories, folder, "--data", text, "--json")
+    assert compared.exit_code == 2, compared.output
+    assert f"compare {folder}: answers that are no numbers" in compared.stderr
 
 
 @pytest.mark.parametrize(("line", "word"), [

@@ -77,6 +77,22 @@ def test_codes_beside_int8_inputs_are_bytes_as_they_are(rows: int, columns: int,
     assert (again.grid.axis, again.grid.block) == (1 if group else 0, group)
 
 
+ON_A_BOOK = coded(np.random.default_rng(0).standard_normal((37, 40)).astype(np.float32), "nf4", block=64, double=True)
+
+
+@pytest.mark.parametrize("weight", [rounded((37, 40), 3, 16, False), rounded((37, 40), 4, 0, True), ON_A_BOOK])
+def test_some_rows_are_those_of_the_whole(weight: Any) -> None:
+    read, chosen = reader(stored.tensors("a.b", weight)), np.array([0, 36, 7, 7])
+    found = stored.some_rows("a.b", stored.layout_of(weight), read, chosen)
+    assert found.tobytes() == weight.values[chosen].tobytes()
+
+
+def test_some_rows_of_bytes_are_those_of_the_whole() -> None:
+    weight, chosen = rounded((37, 40), 8, 16, True), np.array([0, 36, 7, 7])
+    found = stored.some_rows("a.b", stored.layout_of(weight, 8), reader(stored.tensors("a.b", weight, 8)), chosen)
+    assert found.tobytes() == weight.values[chosen].tobytes()
+
+
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", [0, 16])
 @pytest.mark.parametrize("bits", range(2, 9))

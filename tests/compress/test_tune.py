@@ -243,7 +243,8 @@ def test_behind_factors_that_were_moved(llama: Checkpoint, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("moved", [False, True])
 def test_what_is_shown_is_the_model_beside_its_parent(llama: Checkpoint, tmp_path: Path, moved: bool) -> None:
-    made = applied(llama, tmp_path / "made", Step("awq", options=KIND))
+    tables = Step("rtn", ("op:Embedding", "op:Head"), options={"bits": 3, "block": 16})
+    made = applied(llama, tmp_path / "made", Step("awq", options=KIND), tables)
     rounded = {name: found for name in llama.block_layers(1) if isinstance(found := made.rounded(name), Quantised)}
     with in_memory(llama, made, windows_of(llama, TOKENS), rounded, tmp_path, moved=moved) as view:
         chosen = torch.tensor([5, 40])

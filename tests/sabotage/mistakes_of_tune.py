@@ -8,6 +8,22 @@ DISTILLING, ENGINE, TUNE = "compress/distilling.py", "compress/checkpoint/tuning
 
 MISTAKES = (
     Mistake(
+        "the float table tuned with",
+        ENGINE,
+        "enters.write(begin, student.embed(windows.tokens[begin:end]))",
+        "enters.write(begin, teacher.embed(windows.tokens[begin:end]))",
+        TUNE,
+        "beside_its_parent",
+    ),
+    Mistake(
+        "the float head tuned with",
+        ENGINE,
+        "with teacher.head() as answers, student.head() as head:",
+        "with teacher.head() as answers, teacher.head() as head:",
+        TUNE,
+        "beside_its_parent",
+    ),
+    Mistake(
         "the divergence the wrong way round",
         DISTILLING,
         "kl_div(found, wanted, log_target=True",

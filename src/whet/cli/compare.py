@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import click
 
 from whet.cli import options
 from whet.cli.endings import GATED
-from whet.cli.languages import show_comparison
+from whet.cli.languages import show_comparison, show_tasks
 from whet.cli.quantities import LOSS, Shape
 from whet.cli.screen import Column, Screen
 
 if TYPE_CHECKING:
     from whet.compress.checkpoint.compare import LanguageComparison
+    from whet.compress.checkpoint.tasks import TaskComparison
     from whet.compress.compare import SideBySide
     from whet.compress.evaluate import Comparison
     from whet.core.gate import Verdict
@@ -28,58 +30,84 @@ _COSTS = ("latency_ms", "latency_p95_ms", "throughput_per_s", "size_bytes", "mod
 @click.argument("candidate", metavar="CANDIDATE")
 @options.data
 @options.metric
+@click.option("--tasks", metavar="NAMES",
+              help="Of language models: tasks of lm-eval, with commas between them, YAML files or folders of your own. Needs whet[eval].")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="So many documents of each task.  [default: all]")
+@click.option("--shots", type=click.IntRange(min=0), metavar="K", help="Examples before each question.  [default: as the task says]")
 @click.option("--max-drop", type=LOSS, metavar="LOSS",
-              help="End with code 3 where it is not proven that no more is lost: 0.01, 1% or 0.5%; of language models kl<0.02 or "
-                   "nats<0.02.")  # fmt: skip
+              help="End with code 3 where it is not proven that no more is lost: 0.01, 1% or 0.5% (with --tasks: by each task); of "
+                   "language models kl<0.02 or nats<0.02.")  # fmt: skip
 @options.confidence
 @options.threads
 @options.seconds
 @options.weights
 @options.input_shape
 @options.standard
-def command(screen: Screen, original: str, candidate: str, data: str | None, metric: str | None, max_drop: float | str | None,
-            confidence: float, threads: int | None, seconds: float, weights: str | None, shapes: Sequence[Shape]) -> None:  # fmt: skip
+def command(screen: Screen, original: str, candidate: str, data: str | None, metric: str | None, tasks: str | None, limit: int | None,
+            shots: int | None, max_drop: float | str | None, confidence: float, threads: int | None, seconds: float, weights: str | None,
+            shapes: Sequence[Shape]) -> None:  # fmt: skip
     """Compare CANDIDATE with ORIGINAL: quality on the same samples (paired), latency interleaved in one run, memory and size.
 
     Without --data only the costs are compared. --weights and --input-shape speak of ORIGINAL. Two folders of language models are compared
-    on a text: perplexity, divergence, and the share of tokens for which both would say the same.
+    on a text: perplexity, divergence, and the share of tokens for which both would say the same; by --tasks, document by document; or both.
 
     \b
     whet compare float.onnx small.onnx --data eval.npz --metric accuracy
     whet compare float.onnx out/best --data eval.npz --max-drop 0.5%
     whet compare ./llama-dir out/ --data eval.txt --max-drop "kl<0.02"
+    whet compare ./llama-dir out/ --tasks arc_easy,hellaswag --limit 500
     """
     import whet
     from whet.cli.models import known_metric, model_of
     from whet.cli.optimize import check_drop
+    from whet.compress.checkpoint.compare import LanguageComparison
     from whet.compress.compare import SideBySide
 
-    if data is None and (metric is not None or max_drop is not None):
-        raise click.UsageError(f"{'--metric' if metric is not None else '--max-drop'} needs --data")
+    _check_question(data, metric, tasks, limit, shots, max_drop)
     check_drop(max_drop, metric)
     with screen.working():
         found = whet.compare(model_of(original, weights, shapes, data), candidate, data=data, metric=known_metric(metric), threads=threads,
-                             confidence=confidence, seconds=seconds)  # fmt: skip
-    quality = found.quality if isinstance(found, SideBySide) else found
-    verdict = None if quality is None or max_drop is None else _verdict(quality, max_drop)
+                             confidence=confidence, seconds=seconds, tasks=tasks, limit=limit, shots=shots)  # fmt: skip
+    verdict = None if max_drop is None else _verdict(found, max_drop)
     if screen.as_json:
         screen.document({**found.to_plain(), **({} if verdict is None else {"verdict": verdict.to_plain()})})
     elif isinstance(found, SideBySide):
         _show(screen, found)
-    else:
+    elif isinstance(found, LanguageComparison):
         show_comparison(screen, found)
+    else:
+        show_tasks(screen, found)
     if verdict is not None and not screen.as_json:
         screen.gap()
-        word, style = ("passed", "bold green") if verdict.passed else ("refused", "bold red")
-        screen.line(f"{word}: {verdict.reasons[0].text}", style)
+        for reason in verdict.reasons:
+            word, style = ("passed", "bold green") if reason.passed else ("refused", "bold red")
+            screen.line(f"{word}: {reason.text}", style)
     if verdict is not None and not verdict.passed:
         click.get_current_context().exit(GATED)
 
 
-def _verdict(quality: Comparison | LanguageComparison, asked: float | str) -> Verdict:
+def _check_question(data: str | None, metric: str | None, tasks: str | None, limit: int | None, shots: int | None,
+                    max_drop: float | str | None) -> None:
+    """What speaks of something needs it."""
+    if data is None and (metric is not None or isinstance(max_drop, str)):
+        raise click.UsageError(f"{'--metric' if metric is not None else f'--max-drop {max_drop}'} needs --data")
+    if data is None and tasks is None and max_drop is not None:
+        raise click.UsageError("--max-drop needs --data or --tasks")
+    if tasks is None and (limit is not None or shots is not None):
+        raise click.UsageError(f"{'--limit' if limit is not None else '--shots'} needs --tasks")
+
+
+def _verdict(found: SideBySide | LanguageComparison | TaskComparison, asked: float | str) -> Verdict:
+    """A number speaks of each task where there are tasks; "kl<0.02" of the text."""
+    from whet.compress.checkpoint.tasks import TaskComparison
+    from whet.compress.compare import SideBySide
     from whet.core.gate import judge, loss_gate
 
-    return judge((loss_gate(asked),), quality.measurements)
+    gate = loss_gate(asked)
+    if isinstance(found, TaskComparison) and not isinstance(asked, str):
+        return judge(tuple(replace(gate, measurement=name) for name in found.drops), found.drops)
+    quality = found.quality if isinstance(found, SideBySide) else found.text if isinstance(found, TaskComparison) else found
+    return judge((gate,), {} if quality is None else quality.measurements)
 
 
 def _show(screen: Screen, found: SideBySide) -> None:

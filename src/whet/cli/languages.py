@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from whet.compress.checkpoint.gguf import GgufReport
     from whet.compress.checkpoint.hf_export import HfReport
     from whet.compress.checkpoint.onnx_export import OnnxReport
+    from whet.compress.checkpoint.tasks import TaskComparison
     from whet.core.inventory import Inventory
     from whet.core.measurement import Measurement
 
 
 def show_comparison(screen: Screen, found: LanguageComparison) -> None:
     """What the candidate lost on a text."""
-    from whet.compress.report.numbers import BYTES, TIMES, number
 
     def row(title: str, each: Measurement, *, perplexity: bool = False) -> list[str]:
         value = math.exp(each.value or 0.0) if perplexity else each.value or 0.0
@@ -33,6 +33,37 @@ def show_comparison(screen: Screen, found: LanguageComparison) -> None:
     interval = f"{found.drop.interval.confidence:.0%} interval" if found.drop.interval else "interval"
     how = Column("how", flexible=True, keep="start")
     screen.table((Column(f"{found.tokens:,} tokens"), Column("value", right=True), Column(interval), how), rows)
+    _show_sizes(screen, found)
+
+
+def show_tasks(screen: Screen, found: TaskComparison) -> None:
+    """What the candidate lost by each metric of each task, and on the text."""
+    if found.text is not None:
+        show_comparison(screen, found.text)
+        screen.gap()
+    rows = []
+    for each in found.scores:
+        values = (_short(each.parent.value), _short(each.candidate.value), _short(each.drop.value, "+"))
+        interval = "" if each.drop.interval is None else f"{_short(each.drop.interval.low)} .. {_short(each.drop.interval.high)}"
+        moved = "" if each.lost is None else f"{each.lost} / {each.gained}"
+        rows.append([f"{each.task}: {each.metric}", f"{each.n:,}", *values, interval, moved])
+    level = next((f"{each.drop.interval.confidence:.0%} " for each in found.scores if each.drop.interval), "")
+    titles = ("documents", "original", "candidate", "drop")
+    screen.table((Column("task", flexible=True, keep="start"), *(Column(title, right=True) for title in titles),
+                  Column(f"{level}interval"), Column("lost / gained", right=True, optional=True)), rows)  # fmt: skip
+    if found.text is None:
+        _show_sizes(screen, found)
+
+
+def _short(value: float | None, sign: str = "") -> str:
+    """A share with four decimals; a perplexity may have any size."""
+    number = value or 0.0
+    return f"{number:{sign}.4f}" if abs(number) < 1000 else f"{number:{sign}.4g}"
+
+
+def _show_sizes(screen: Screen, found: LanguageComparison | TaskComparison) -> None:
+    from whet.compress.report.numbers import BYTES, TIMES, number
+
     one, other = found.parent_size.value or 0.0, found.candidate_size.value or 0.0
     screen.facts({"size": f"{number(one, BYTES)} -> {number(other, BYTES)} ({number(one / max(other, 1), TIMES)} smaller)"})
 

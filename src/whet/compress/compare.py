@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from whet.device.session import SPINNING_STOP, example_feeds, open_session
 if TYPE_CHECKING:
     from whet.compress.checkpoint import Checkpoint
     from whet.compress.checkpoint.compare import LanguageComparison
+    from whet.compress.checkpoint.tasks import TaskComparison
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,24 @@ class SideBySide(Document):
 
 
 def compare(parent: Any, candidate: Any, *, data: Any = None, metric: str | Callable[..., Any] | None = None, threads: int | None = None,
-            confidence: float = 0.95, seconds: float = 2.0, example_inputs: Any = None) -> SideBySide | LanguageComparison:
+            confidence: float = 0.95, seconds: float = 2.0, example_inputs: Any = None, tasks: str | Sequence[str] | None = None,
+            limit: int | None = None, shots: int | None = None) -> SideBySide | LanguageComparison | TaskComparison:
     """How the candidate does beside its parent: quality paired over samples, latency interleaved in one run, memory, size.
 
-    parent, candidate: whatever ``whet.load`` takes, or folders of language models, which are compared on a text (``data``).
-    Their inputs must be the same. data: as ``whet.load_data`` takes it; metric:
-    "accuracy" by default where there are labels, else "fidelity". Raises Refused where the models do not take the same inputs.
+    parent, candidate: whatever ``whet.load`` takes, or folders of language models, which are compared on a text (``data``), by ``tasks`` of
+    lm_eval ("arc_easy,hellaswag"), or both. Their inputs must be the same. data: as ``whet.load_data`` takes it; metric:
+    "accuracy" by default where there are labels, else "fidelity". limit: so many documents of each task; shots: examples before each
+    question. Raises Refused where the models do not take the same inputs.
     """
     language = checkpoint_in(parent)
+    if tasks is None and (limit is not None or shots is not None):
+        raise Refused(f"compare with {'limit' if shots is None else 'shots'}", found="no tasks", do="name some with tasks")
+    if language is not None and tasks is not None:
+        return _by_tasks(language, candidate, data, metric, confidence, tasks, limit, shots)
     if language is not None:
         return _languages(language, candidate, data, metric, confidence)
+    if tasks is not None:
+        raise Refused("score tasks of text", found="no folder of a language model", do="leave the tasks out, and give data")
     first, second = load(parent, example_inputs=example_inputs), load(candidate, example_inputs=example_inputs)
     names = [[spec.name for spec in model.inputs] for model in (first, second)]
     if sorted(names[0]) != sorted(names[1]):
@@ -62,12 +71,23 @@ def _languages(parent: Checkpoint, candidate: Any, data: Any, metric: str | Call
                confidence: float) -> LanguageComparison:
     from whet.compress.checkpoint.compare import compare_checkpoints
 
-    if data is None:
-        raise Refused("compare two language models", found="no text", do="give some: a .txt or .jsonl file")
     if metric is not None:
         raise Refused("compare two language models by a metric of your own", found="they are compared by nats, divergence and top token",
                       do="leave the metric out")
+    if data is None:
+        raise Refused("compare two language models", found="no text", do="give some, a .txt or .jsonl file; or tasks")
     return compare_checkpoints(parent, candidate, data, confidence=confidence)
+
+
+def _by_tasks(parent: Checkpoint, candidate: Any, data: Any, metric: str | Callable[..., Any] | None, confidence: float,
+              tasks: str | Sequence[str], limit: int | None, shots: int | None) -> TaskComparison:
+    """By tasks, and on a text where there is one."""
+    from whet.compress.checkpoint import open_checkpoint
+    from whet.compress.checkpoint.tasks import compare_by_tasks
+
+    text = None if data is None and metric is None else _languages(parent, candidate, data, metric, confidence)
+    found = compare_by_tasks(parent, open_checkpoint(candidate), tasks, limit=limit, shots=shots, confidence=confidence)
+    return replace(found, text=text)
 
 
 def _quality(first: GraphModel, second: GraphModel, samples: Dataset, metric: str | Callable[..., Any] | None, threads: int | None,

@@ -29,7 +29,7 @@ from whet.compress.checkpoint.shows import SHOWS, Flow
 from whet.compress.checkpoint.skeleton import Skeleton
 from whet.compress.checkpoint.stored import Layout
 from whet.compress.checkpoint.text import Windows, windows_of
-from whet.compress.checkpoint.tuning import tune_whole
+from whet.compress.checkpoint.tuning import tune_whole, written
 from whet.compress.checkpoint.turned import turned
 from whet.compress.codebook import Coded
 from whet.compress.grid import Array, Quantised
@@ -43,6 +43,8 @@ from whet.core.progress import task
 from whet.core.recipe import Recipe
 from whet.core.target import Target
 from whet.device.files import write_file
+
+PIECE = 1 << 22  # numbers that are looked at together
 
 # What belongs to a checkpoint beside its weights.
 SMALL_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "generation_config.json",
@@ -73,7 +75,9 @@ def apply_to_checkpoint(checkpoint: Checkpoint, recipe: Recipe, target: Target, 
             if windows is None:
                 _layer_by_layer(checkpoint, steps, layouts, target, destination)
             else:
-                _block_by_block(checkpoint, [each for each in steps if each.used.view is not Whole], layouts, target, windows, destination)
+                of_blocks = [each for each in steps if each.used.view is not Whole]
+                table = written(checkpoint, layouts, folder)
+                _block_by_block(checkpoint, of_blocks, layouts, target, windows, destination, table)
                 tune_whole(checkpoint, steps, layouts, target, windows, destination)
         finally:
             destination.close()
@@ -109,6 +113,7 @@ def _outside_blocks(checkpoint: Checkpoint, steps: Sequence[Resolved], layouts: 
         taken |= _owned(checkpoint, layer)
     for name in checkpoint.entries:
         if name not in taken and not name.startswith(inside):
+            _check_numbers(checkpoint, name)
             destination.put({name: checkpoint.tensor(name)}, then=partial(checkpoint.forget, name.rpartition(".")[0]))
 
 
@@ -121,7 +126,9 @@ def _module(checkpoint: Checkpoint, module: str, steps: Sequence[Resolved], layo
         destination.put(_stored(checkpoint, layer, _rounded(checkpoint, layer, steps, target), layouts[layer]))
         checkpoint.forget(layer)
     taken = {name for own in owners.values() for name in own}
-    destination.put({name: checkpoint.tensor(name) for name in names if name not in taken})
+    for name in (kept := [name for name in names if name not in taken]):
+        _check_numbers(checkpoint, name)
+    destination.put({name: checkpoint.tensor(name) for name in kept})
 
 
 @contextmanager
@@ -135,11 +142,16 @@ def _told_by_name(checkpoint: Checkpoint, module: str) -> Iterator[None]:
 
 
 def _check_finite(checkpoint: Checkpoint, module: str) -> None:
-    """Raises Refused with the name of a tensor that holds NaN or infinity."""
+    """Raises Refused with the name of a tensor of a module that holds NaN or infinity."""
     for name in checkpoint.names_under(module):
-        tensor = checkpoint.tensor(name)
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise Refused(f"round {name}", found="NaN or infinity in it", do="repair or retrain the model")
+        _check_numbers(checkpoint, name)
+
+
+def _check_numbers(checkpoint: Checkpoint, name: str) -> None:
+    """Raises Refused where a tensor holds NaN or infinity, a piece at a time: a table of tokens is large."""
+    tensor = checkpoint.tensor(name)
+    if tensor.is_floating_point() and not all(bool(torch.isfinite(piece).all()) for piece in tensor.reshape(-1).split(PIECE)):
+        raise Refused(f"round {name}", found="NaN or infinity in it", do="repair or retrain the model")
 
 
 def _owned(checkpoint: Checkpoint, layer: str) -> set[str]:
@@ -171,16 +183,19 @@ def _stored(checkpoint: Checkpoint, layer: str, made: Quantised | Coded | Array,
 
 
 def _block_by_block(checkpoint: Checkpoint, steps: Sequence[Resolved], layouts: Mapping[str, Layout | str], target: Target,
-                    windows: Windows, destination: Destination) -> None:
-    """Each block with what the blocks before it, as they are now, make of the calibration text."""
+                    windows: Windows, destination: Destination, table: Checkpoint) -> None:
+    """Each block with what the blocks before it, as they are now, make of the calibration text, and those of the ``table`` of tokens as it
+    is now.
+    """
     skeleton = Skeleton(checkpoint)
     shape = (len(windows), windows.length, checkpoint.size(checkpoint.family.embedding)[1])
     flows = [Hidden(destination.folder / f"hidden-{parity}", shape) for parity in (0, 1)]
     exact = [Hidden(destination.folder / f"exact-{parity}", shape) for parity in (0, 1)] if _looks_back(steps) else []
     if destination.done == 0:
-        for file in (*flows[:1], *exact[:1]):
-            for begin, end in file.parts:
-                file.write(begin, skeleton.embed(windows.tokens[begin:end]))
+        destination.settle()  # the table has to be there
+        _enter(skeleton, windows, flows[0], table)
+        for file in exact[:1]:
+            _enter(skeleton, windows, file, checkpoint)
     with task("rounding", checkpoint.block_count) as progress, one_thread(flows[0].work):
         progress.advance(min(destination.done, checkpoint.block_count))
         for index in range(destination.done, checkpoint.block_count):
@@ -206,6 +221,12 @@ def _block_by_block(checkpoint: Checkpoint, steps: Sequence[Resolved], layouts: 
     for file in (*flows, *exact):
         file.close()
         file.path.unlink()
+
+
+def _enter(skeleton: Skeleton, windows: Windows, flow: Hidden, table: Checkpoint) -> None:
+    """What enters the first block, on the disk."""
+    for begin, end in flow.parts:
+        flow.write(begin, skeleton.embed(windows.tokens[begin:end], table))
 
 
 def _through(block: BlockAtWork, before: Hidden, after: Hidden) -> None:

@@ -113,6 +113,12 @@ class Checkpoint:
         plain = self.tensor(f"{layer}.weight").float()
         return plain.t().contiguous() if self.is_transposed(layer) else plain
 
+    def rows(self, table: str, chosen: Tensor) -> Tensor:
+        """[n, width] float32, some rows of a table by their numbers [n]."""
+        if table in self.layouts:
+            return torch.from_numpy(stored.some_rows(table, self.layouts[table], self.tensor, chosen.numpy()))
+        return self.tensor(f"{table}.weight")[chosen].float()
+
     def rounded(self, layer: str) -> Quantised | Coded | None:
         """The codes of a layer and what they stand for, None where it is plain."""
         return stored.unpacked(layer, self.layouts[layer], self.tensor) if layer in self.layouts else None

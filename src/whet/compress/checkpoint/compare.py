@@ -83,7 +83,11 @@ def compare_checkpoints(parent: Any, candidate: Any, data: Any, *, length: int |
         raise Refused("compare two language models", found=f"vocabularies of {first.config.get('vocab_size')} and "
                       f"{second.config.get('vocab_size')} tokens", do="compare a model with what was made of it")
     with judging(first, windows_of(first, data, length=length), confidence=confidence, seed=seed) as judge:
-        return judge(second)
+        found = judge(second)
+    for model, nats in ((first, found.parent), (second, found.candidate)):
+        if nats.value is None or not math.isfinite(nats.value):
+            raise Refused(f"compare {model.folder}", found="answers that are no numbers", do="look for NaN or infinity in its weights")
+    return found
 
 
 @contextmanager

@@ -40,9 +40,9 @@ class Skeleton:
         self._calls: dict[int, list[Call]] = {}
         self._rounding: dict[str, RemovableHandle] = {}
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """[n, length, width] float32: what enters the first block, of tokens [n, length]."""
-        recorders = self._run(tokens)
+    def embed(self, tokens: Tensor, table: Checkpoint | None = None) -> Tensor:
+        """[n, length, width] float32: what enters the first block, of tokens [n, length]. table: a checkpoint that holds another table."""
+        recorders = self._run(tokens, table)
         return recorders[0].hidden
 
     def calls(self, length: int) -> list[Call]:
@@ -61,10 +61,14 @@ class Skeleton:
         weights = self._weights([name for name in names if name not in stored], prefix)
         weights |= {name.removeprefix(prefix): self.checkpoint.tensor(name) for name in names if name in stored}
         block.load_state_dict(weights, assign=True)
+        self._round_inputs_of(index)
+        return block.eval()
+
+    def _round_inputs_of(self, index: int) -> None:
+        """Have the layers of a block read their inputs as they are stored to."""
         for layer in self.checkpoint.block_layers(index):
             layout = self.checkpoint.layouts.get(layer)
             self.round_inputs(layer, layout.activations if layout else 0)
-        return block.eval()
 
     def round_inputs(self, layer: str, activations: int) -> None:
         """From now on a linear layer reads its inputs as a ``Layout`` with these activations says: int8 for each token, or as they come."""
@@ -72,6 +76,19 @@ class Skeleton:
             self._rounding.pop(layer).remove()
         if activations:
             self._rounding[layer] = self.model.get_submodule(layer).register_forward_pre_hook(_by_token)
+
+    def fill(self) -> nn.Module:
+        """The model with all of its weights in float32, 4 bytes a parameter."""
+        embedding, head = (f"{name}.weight" for name in (self.checkpoint.family.embedding, self.checkpoint.family.head))
+        names = [name for name, _ in self.model.named_parameters(remove_duplicate=False)]
+        weights = self._weights([name for name in names if not (self.checkpoint.tied and name == head)], "")
+        if self.checkpoint.tied:
+            weights[head] = weights[embedding]
+        for name, weight in weights.items():
+            _set(self.model, name, weight)
+        for index in range(self.checkpoint.block_count):
+            self._round_inputs_of(index)
+        return self.model
 
     def empty(self, index: int) -> None:
         """Take the weights of a block out again."""
@@ -100,12 +117,14 @@ class Skeleton:
             found = self.model(tokens) if self.checkpoint.family.encoder else self.model(tokens, use_cache=False)
         return found.last_hidden_state if self.checkpoint.family.encoder else found.logits
 
-    def _run(self, tokens: Tensor) -> list[_Recorder]:
+    def _run(self, tokens: Tensor, table: Checkpoint | None = None) -> list[_Recorder]:
         """The model on tokens with recorders in the place of its blocks. Only the rows of the table that are used are read."""
         recorders = [_Recorder() for _ in self.blocks]
         used, places = tokens.unique(return_inverse=True)
+        embedding = self.checkpoint.family.embedding
+        rows = {f"{embedding}.weight": (table or self.checkpoint).rows(embedding, used)}
         body: nn.Module = self.model.base_model  # type: ignore[assignment]
-        with torch.no_grad(), self._replaced(recorders), self._filled_outside(self._rows(used)):
+        with torch.no_grad(), self._replaced(recorders), self._filled_outside(rows):
             body(places) if self.checkpoint.family.encoder else body(places, use_cache=False)
         return recorders
 
@@ -138,13 +157,6 @@ class Skeleton:
         finally:
             for name, weight in weights.items():
                 _set(self.model, name, torch.empty_like(weight, device="meta"))
-
-    def _rows(self, used: Tensor) -> dict[str, Tensor]:
-        """The table with the rows ``used`` alone, float32."""
-        family, checkpoint = self.checkpoint.family, self.checkpoint
-        if family.embedding in checkpoint.layouts:
-            return {f"{family.embedding}.weight": checkpoint.weight(family.embedding)[used]}
-        return {f"{family.embedding}.weight": checkpoint.tensor(f"{family.embedding}.weight")[used].float()}
 
     def _head(self) -> dict[str, Tensor]:
         """The head, and a table of one row, which is looked up for nothing."""
@@ -209,14 +221,33 @@ def check(model: nn.Module, checkpoint: Checkpoint) -> None:
                           found=f"{name} {'missing' if found is None else list(found)}, and config.json asks for {list(parameter.shape)}")
 
 
-def _built(checkpoint: Checkpoint) -> nn.Module:
-    """The model of config.json with parameters on the meta device and buffers (tables of positions) as they are."""
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+def settings_of(checkpoint: Checkpoint) -> Any:
+    """config.json as transformers reads it. Raises Refused where it cannot."""
+    from transformers import AutoConfig
 
     said = {name: value for name, value in checkpoint.config.items() if name != "quantization_config"}
-    config = AutoConfig.for_model(**said)
+    with _said_of_config(checkpoint):
+        return AutoConfig.for_model(**said)
+
+
+@contextmanager
+def _said_of_config(checkpoint: Checkpoint) -> Iterator[None]:
+    """What transformers raises at a config is of many kinds (KeyError for an unknown activation), and no fault of ours."""
+    try:
+        yield
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise Refused(f"open {checkpoint.folder}", found=f"a config.json that transformers makes no model of ({told})",
+                      do="use the config.json of these files") from error
+
+
+def _built(checkpoint: Checkpoint) -> nn.Module:
+    """The model of config.json with parameters on the meta device and buffers (tables of positions) as they are."""
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    config = settings_of(checkpoint)
     kind = AutoModel if checkpoint.family.encoder else AutoModelForCausalLM
-    with _parameters_on_meta():
+    with _parameters_on_meta(), _said_of_config(checkpoint):
         model = kind.from_config(config, dtype=torch.float32)
     return model.eval().requires_grad_(False)
 

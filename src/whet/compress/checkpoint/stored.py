@@ -87,19 +87,29 @@ def tensors(layer: str, weight: Quantised | Coded, activations: int = 0) -> dict
 
 def unpacked(layer: str, layout: Layout, read: Read) -> Quantised | Coded:
     """The rounded weight from the tensors that ``read`` gives by name."""
-    if layout.kind != "int":
-        return bitsandbytes_layout.unpacked(layer, layout.kind, read)
+    return bitsandbytes_layout.unpacked(layer, layout.kind, read) if layout.kind != "int" else _integers(layer, layout, read)
+
+
+def some_rows(layer: str, layout: Layout, read: Read, chosen: Array) -> Floats:
+    """[n, in] some rows of a rounded weight. Of integers no others are unpacked: a table of tokens may be the largest thing in a model."""
+    if layout.kind != "int":  # numbers that share a scale run over the ends of rows
+        return bitsandbytes_layout.unpacked(layer, layout.kind, read).values[chosen]
+    return _integers(layer, layout, read, chosen).values
+
+
+def _integers(layer: str, layout: Layout, read: Read, chosen: Array | slice = slice(None)) -> Quantised:
+    """Rows of a weight of integers."""
     rows, columns = size_of(layer, layout, read)
-    scale = read(f"{layer}.weight_scale").float().numpy()
+    scale = read(f"{layer}.weight_scale").numpy()[chosen].astype(np.float32)
     if layout.activations:
-        return Quantised(read(f"{layer}.weight").numpy(), _grid(layout, scale, np.zeros(scale.shape, np.int32)))
-    codes = codes_in(read(f"{layer}.weight_packed").numpy(), layout.bits, columns)
+        return Quantised(read(f"{layer}.weight").numpy()[chosen], _grid(layout, scale, np.zeros(scale.shape, np.int32)))
+    codes = codes_in(read(f"{layer}.weight_packed").numpy()[chosen], layout.bits, columns)
     lowest = -(1 << (layout.bits - 1)) if layout.symmetric else 0
     if layout.symmetric:
         zero = np.zeros(scale.shape, np.int32)
     else:
         words = read(f"{layer}.weight_zero_point").numpy()
-        zero = codes_in(np.ascontiguousarray(words.T), layout.bits, rows).T.astype(np.int32)
+        zero = codes_in(np.ascontiguousarray(words.T), layout.bits, rows).T[chosen].astype(np.int32)
     signed = codes.view(np.int8) + np.int8(lowest) if layout.symmetric else codes
     return Quantised(signed, _grid(layout, scale, zero))
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from whet.compress.checkpoint.checkpoint import Checkpoint
+from whet.compress.checkpoint.skeleton import settings_of
 from whet.core.errors import Refused
 
 LONGEST_WINDOW = 2048  # what perplexities are quoted for, and where attention is still cheap on a CPU
@@ -54,7 +55,7 @@ def windows_of(checkpoint: Checkpoint, source: Any, *, length: int | None = None
     """
     if isinstance(source, Windows):
         return source if most is None or len(source) <= most else replace(source, tokens=_spread(source.tokens, most))
-    longest = int(checkpoint.config.get("max_position_embeddings", checkpoint.config.get("n_positions", LONGEST_WINDOW)))
+    longest = room_of(checkpoint)
     given = _tokens(source)
     if given is not None:
         return Windows(_spread(_checked(given, checkpoint, longest), most), False, _name(source))
@@ -73,6 +74,15 @@ def windows_of(checkpoint: Checkpoint, source: Any, *, length: int | None = None
     return Windows(_spread(whole, most), bool(first), _name(source))
 
 
+def room_of(checkpoint: Checkpoint) -> int:
+    """How many tokens the model was made for at once. Raises Refused where config.json does not say it in a number."""
+    said = checkpoint.config.get("max_position_embeddings", checkpoint.config.get("n_positions", LONGEST_WINDOW))
+    if not isinstance(said, int) or said < 2:
+        raise Refused(f"open {checkpoint.folder}", found=f"{said!r} for max_position_embeddings in its config.json",
+                      do="use the config.json of these files")
+    return said
+
+
 def _spread(windows: Tensor, most: int | None) -> Tensor:
     """At most so many of them, from the first to the last."""
     if most is None or len(windows) <= most:
@@ -87,11 +97,23 @@ def tokenizer_of(checkpoint: Checkpoint) -> Any:
     if not checkpoint.has_tokenizer:
         raise Refused(f"read text with {checkpoint.folder}", found="no tokenizer in it",
                       do="copy tokenizer.json there from the original model, or give tokens as a .npy file")
+    settings_of(checkpoint)  # which the tokenizer reads too, and its errors are not the tokenizer's
     try:
         return AutoTokenizer.from_pretrained(checkpoint.folder)
     except Exception as error:  # the tokenizers package raises plain Exception, transformers half a dozen kinds
         raise Refused(f"read text with {checkpoint.folder}", found=f"a broken tokenizer ({str(error)[:200]})",
                       do="copy its files there from the original model once more") from error
+
+
+def special_tokens(checkpoint: Checkpoint) -> dict[str, Any]:
+    """bos, eos and pad: generation_config.json knows them better than config.json (a chat model ends with several tokens)."""
+    path = checkpoint.folder / "generation_config.json"
+    try:
+        better = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        better = {}
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: better[name] if better.get(name) is not None else checkpoint.config.get(name) for name in names}
 
 
 def texts_in(source: Any) -> list[str]:

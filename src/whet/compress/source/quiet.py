@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Nothing that torch, onnxscript or onnx_ir says inside is heard; errors that they raise are."""
+    """Nothing that torch, onnxscript, onnx_ir or lm_eval says inside is heard; errors that they raise are."""
     known = [name for name in logging.root.manager.loggerDict if name.startswith("torch.")]
-    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir", *known)]
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir", "lm_eval", "datasets", "huggingface_hub", *known)]
     levels = [log.level for log in loggers]
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())

@@ -14,6 +14,7 @@ from whet.compress.checkpoint.onnx_export.blocks import PAST, PRESENT, Blocks
 from whet.compress.checkpoint.onnx_export.decoder import Decoder, decoder_of
 from whet.compress.checkpoint.onnx_export.drawing import MODEL_NAME, Drawing
 from whet.compress.checkpoint.onnx_export.products import Products
+from whet.compress.checkpoint.text import special_tokens
 from whet.core.document import Document, FrozenMap
 from whet.core.errors import Refused
 from whet.device.files import new_folder
@@ -93,7 +94,7 @@ def _genai_config(checkpoint: Checkpoint, decoder: Decoder) -> dict[str, Any]:
     inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask"}
     if decoder.reads_positions:
         inputs["position_ids"] = "position_ids"
-    special = _special_tokens(checkpoint)
+    special = special_tokens(checkpoint)
     ends = special["eos_token_id"]
     return {
         "model": {
@@ -110,14 +111,3 @@ def _genai_config(checkpoint: Checkpoint, decoder: Decoder) -> dict[str, Any]:
         },
         "search": {"do_sample": False, "max_length": decoder.context, "past_present_share_buffer": True},
     }  # fmt: skip
-
-
-def _special_tokens(checkpoint: Checkpoint) -> dict[str, Any]:
-    """bos, eos and pad: generation_config.json knows them better than config.json (a chat model ends with several tokens)."""
-    path = checkpoint.folder / "generation_config.json"
-    try:
-        better = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except ValueError:
-        better = {}
-    names = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return {name: better[name] if better.get(name) is not None else checkpoint.config.get(name) for name in names}

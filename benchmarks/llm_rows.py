@@ -71,6 +71,7 @@ def whet_rows() -> Iterator[Row]:
     if (TECHNIQUES / "tune.py").is_file():
         yield from _whet("gptq+tune-scales", ((2, 32),), ("gptq", asymmetric), ("tune", {}), slow=True)
         yield from _whet("gptq+tune", GROUPED, ("gptq", asymmetric), ("tune", {"codes": True}), slow=True)
+        yield from _whet("gptq+tune-text", GROUPED[:2], ("gptq", asymmetric), ("tune", {"codes": True, "text": 0.03}), slow=True)
     for book in ("nf4", "fp4"):
         for double in (True, False):
             yield _row(f"whet-{book}{'-double' if double else ''}", 4, 64, [Step(book, options=FrozenMap({"double": double}))])

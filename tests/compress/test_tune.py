@@ -23,7 +23,7 @@ from whet.compress.checkpoint.plan import plan_checkpoint
 from whet.compress.checkpoint.skeleton import Skeleton
 from whet.compress.checkpoint.text import windows_of
 from whet.compress.checkpoint.tuning import in_memory
-from whet.compress.distilling import Scaled, begun, distil, divergence, parted
+from whet.compress.distilling import Scaled, begun, distil, loss, parted
 from whet.compress.grid import Quantised, quantise, weight_grid
 from whet.compress.learned_grids import Schedule
 from whet.compress.technique import technique
@@ -59,7 +59,13 @@ def softmax_model(weight: Any, windows: Any, *, bits: int = 2, block: int = 16, 
     def parent(chosen: Tensor) -> Tensor:
         return before[chosen] @ torch.tensor(weight).t()
 
-    return Whole({"one": plainly(weight, bits, block, symmetric)}, "float16", lambda layer: weight, len(windows), run, parent)
+    tokens = following(len(weight), windows)
+    return Whole({"one": plainly(weight, bits, block, symmetric)}, "float16", lambda layer: weight, tokens, run, parent)
+
+
+def following(words: int, windows: Any) -> Tensor:
+    """[n, length] some text in the place of the windows, of so many words."""
+    return torch.tensor(np.random.default_rng(5).integers(0, words, windows.shape[:2]))
 
 
 def lost(view: Whole, made: Quantised) -> float:
@@ -68,6 +74,12 @@ def lost(view: Whole, made: Quantised) -> float:
                    (view.parent(torch.arange(view.windows)), view.run(torch.arange(view.windows), {"one": torch.tensor(made.values)})))
         p, q = answers
         return float((p.exp() * (p - q)).sum(-1).mean())
+
+
+def nats(view: Whole, made: Quantised) -> float:
+    """Of the text itself."""
+    said = torch.log_softmax(view.run(torch.arange(view.windows), {"one": torch.tensor(made.values)}), -1)
+    return -float(said[:, :-1].gather(-1, view.tokens[:, 1:, None]).mean())
 
 
 # -- one weight ------------------------------------------------------------------------------------------------------------------
@@ -112,18 +124,20 @@ def slow_copy(made: Quantised) -> slow.Model:
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("block", [0, 16])
-def test_divergence_and_gradients_agree_with_the_slow_paper(block: int, symmetric: bool) -> None:
+@pytest.mark.parametrize(("block", "text"), [(0, 0.0), (16, 0.0), (16, 0.3), (0, 1.0)])
+def test_loss_and_gradients_agree_with_the_slow_paper(block: int, text: float, symmetric: bool) -> None:
     weight, windows = numbers(7, 40), numbers(5, 3, 40, seed=1) / 4
     view = softmax_model(weight, windows, block=block, symmetric=symmetric)
     own, chosen = Scaled(view.rounded["one"], "float16"), torch.tensor([3, 1])
-    found = divergence(view, {"one": own}, chosen)
+    found = loss(view, {"one": own}, chosen, text)
     torch.autograd.backward([found])
     tokens, wanted = windows[[3, 1]].reshape(-1, 40), view.parent(chosen).reshape(-1, 7).numpy()
     model = slow_copy(view.rounded["one"])
-    assert found.item() == pytest.approx(model.divergence(tokens, wanted), rel=1e-4)
+    words = view.tokens.tolist()
+    follows = [*words[3][1:], -1, *words[1][1:], -1]
+    assert found.item() == pytest.approx(model.loss(tokens, wanted, text, follows), rel=1e-4)
     assert own.share.grad is not None
-    assert np.allclose(own.share.grad[..., 0].numpy(), model.gradients(tokens, wanted), rtol=1e-3, atol=1e-6)
+    assert np.allclose(own.share.grad[..., 0].numpy(), model.gradients(tokens, wanted, text, follows), rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(("rate", "symmetric"), [(0.3, False), (4.0, False), (4.0, True)])
@@ -158,6 +172,16 @@ def test_what_it_is_to_say_is_what_the_parent_said() -> None:
     made = distil(view, begun(view, False), Schedule(400, 8, 32, 2.0))["one"]
     assert lost(view, made) < 0.2 * lost(view, view.rounded["one"])
     assert np.median(made.grid.scale / view.rounded["one"].grid.scale) < 0.75
+
+
+def test_with_text_it_says_what_comes_next_and_less_of_what_its_parent_says() -> None:
+    weight, windows = numbers(12, 32), (numbers(64, 8, 32, seed=1) + 1) / 3
+    view = softmax_model(weight, windows, bits=6)
+    other = torch.tensor(windows) @ torch.tensor(weight + 0.7 * numbers(12, 32, seed=2)).t()
+    view = replace(view, tokens=torch.cat([torch.zeros(64, 1, dtype=torch.int64), other.argmax(-1)[:, :-1]], 1))
+    made = [distil(view, begun(view, True), Schedule(100, 4, 64, 5.0), text)["one"] for text in (0.0, 0.2)]
+    assert nats(view, made[1]) < 0.9 * nats(view, made[0])
+    assert lost(view, made[0]) < lost(view, made[1])
 
 
 @pytest.mark.parametrize("weights", [False, True])
@@ -251,7 +275,8 @@ def test_what_is_shown_is_the_model_beside_its_parent(llama: Checkpoint, tmp_pat
         answers = view.run(chosen, {name: torch.tensor(found.values) for name, found in rounded.items()}), view.parent(chosen)
         wanted = [rounded[name].values if moved else llama.weight(name).numpy() for name in rounded]
         assert all(np.array_equal(view.weight(name), each) for name, each in zip(rounded, wanted, strict=True))
-        assert (view.windows, view.scales) == (48, "float16")
+        assert view.scales == "float16"
+        assert torch.equal(view.tokens, torch.tensor(TOKENS))
     for found, checkpoint in zip(answers, (made, llama), strict=True):
         assert torch.allclose(found, logits(checkpoint, chosen), atol=1e-4)
 

@@ -39,21 +39,28 @@ class Model:
         return [sum(step * scales[row][column // self.block] * x[column] for column, step in enumerate(own))
                 for row, own in enumerate(self.steps)]
 
-    def divergence(self, tokens: Array, wanted: Array) -> float:
-        """tokens: [n, in]. wanted: [n, out] the logits of the parent."""
-        total = 0.0
-        for x, w in zip(tokens, wanted, strict=True):
-            total += sum(p * math.log(p / q) for p, q in zip(said(w), said(self.logits(x)), strict=True))
-        return total / len(tokens)
+    def loss(self, tokens: Array, wanted: Array, text: float = 0.0, follows: Sequence[int] = ()) -> float:
+        """tokens: [n, in]. wanted: [n, out] the logits of the parent. follows: what comes next in the text, by token; below 0: nothing."""
+        divergence, nats = 0.0, []
+        for at, (x, w) in enumerate(zip(tokens, wanted, strict=True)):
+            answer = said(self.logits(x))
+            divergence += sum(p * math.log(p / q) for p, q in zip(said(w), answer, strict=True))
+            if text and follows[at] >= 0:
+                nats.append(-math.log(answer[follows[at]]))
+        return (1 - text) * divergence / len(tokens) + (text * sum(nats) / len(nats) if text else 0.0)
 
-    def gradients(self, tokens: Array, wanted: Array) -> list[list[float]]:
-        """Of ``share``, rounding to float16 being passed: d KL / d logit = q - p."""
+    def gradients(self, tokens: Array, wanted: Array, text: float = 0.0, follows: Sequence[int] = ()) -> list[list[float]]:
+        """Of ``share``, rounding to float16 being passed: d KL / d logit = q - p, and p is all in one place where labels speak."""
         found = [[0.0] * len(own) for own in self.scales]
-        for x, w in zip(tokens, wanted, strict=True):
+        labels = sum(each >= 0 for each in follows)
+        for at, (x, w) in enumerate(zip(tokens, wanted, strict=True)):
             for row, (p, q) in enumerate(zip(said(w), said(self.logits(x)), strict=True)):
+                slope = (1 - text) * (q - p) / len(tokens)
+                if text and follows[at] >= 0:
+                    slope += text * (q - (row == follows[at])) / labels
                 for column, step in enumerate(self.steps[row]):
                     group = column // self.block
-                    found[row][group] += (q - p) * step * x[column] * self.scales[row][group] / len(tokens)
+                    found[row][group] += slope * step * x[column] * self.scales[row][group]
         return found
 
     def step(self, tokens: Array, wanted: Array, rate: float) -> None:
@@ -74,11 +81,11 @@ def tuned(model: Model, windows: Array, wanted: Array, *, batches: Sequence[Sequ
     def of(chosen: Sequence[int]) -> tuple[Array, Array]:
         return windows[list(chosen)].reshape(-1, windows.shape[-1]), wanted[list(chosen)].reshape(-1, wanted.shape[-1])
 
-    best, least = model.stored(), model.divergence(*of(held))
+    best, least = model.stored(), model.loss(*of(held))
     for step, batch in enumerate(batches):
         model.step(*of(batch), rate * (1 - step / len(batches)) ** 2)
         if (step + 1) % every == 0 or step + 1 == len(batches):
-            found = model.divergence(*of(held))
+            found = model.loss(*of(held))
             if found < least:
                 best, least = model.stored(), found
     return best

@@ -1,7 +1,7 @@
 """Learning the grids of a whole model, and the weights on them, so that it answers as it did in float.
 
 Chen et al. 2024, "EfficientQAT", section 3.3 (codes stay, scales are trained from end to end); Liu et al. 2023, "LLM-QAT", section 2.2 (the
-float model's answers in the place of labels).
+float model's answers in the place of labels); Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (with a share of labels).
 """
 
 from __future__ import annotations
@@ -70,25 +70,25 @@ def begun(view: Whole, weights: bool) -> dict[str, Learnable]:
     return {name: Scaled(made, view.scales) for name, made in view.rounded.items()}
 
 
-def distil(view: Whole, weights: Mapping[str, Learnable], schedule: Schedule) -> dict[str, Quantised]:
-    """The weights by layer where the model's answers were nearest to its parent's, on windows that nothing was learned from; what they
-    began with, where nothing was better. Deterministic by the seed of the schedule. Raises Refused where there is just one window.
+def distil(view: Whole, weights: Mapping[str, Learnable], schedule: Schedule, text: float = 0.0) -> dict[str, Quantised]:
+    """The weights by layer where the ``loss`` was least, on windows that nothing was learned from; what they began with, where nothing was
+    better. Deterministic by the seed of the schedule. Raises Refused where there is just one window.
     """
     generator = torch.Generator().manual_seed(schedule.seed)
     seen, held = parted(min(schedule.windows, view.windows))
-    best, least = _rounded(weights), _measured(view, weights, held, schedule.batch)
+    best, least = _rounded(weights), _measured(view, weights, held, schedule.batch, text)
     every = max(1, schedule.steps // CHECKS)
     draws = _draws(seen, schedule.batch, generator)
     with _stepping(weights) as set_rate, task("tuning the whole model", schedule.steps) as progress:
         for step in range(schedule.steps):
             set_rate(schedule.rate * (1 - step / schedule.steps) ** FALLING)
-            divergence(view, weights, next(draws)).backward()
+            loss(view, weights, next(draws), text).backward()
             if (step + 1) % every == 0 or step + 1 == schedule.steps:
-                found = _measured(view, weights, held, schedule.batch)
+                found = _measured(view, weights, held, schedule.batch, text)
                 if found < least:
                     best, least = _rounded(weights), found
             if (step + 1) % REPORT_EVERY == 0:
-                progress.advance(REPORT_EVERY, note=f"KL {least:.3g}")
+                progress.advance(REPORT_EVERY, note=f"loss {least:.3g}")
     return best
 
 
@@ -102,16 +102,22 @@ def parted(count: int) -> tuple[Tensor, Tensor]:
     return learned.nonzero()[:, 0], held
 
 
-def divergence(view: Whole, weights: Mapping[str, Learnable], chosen: Tensor) -> Tensor:
-    """KL(parent || model), nats, mean over the tokens of the windows chosen."""
+def loss(view: Whole, weights: Mapping[str, Learnable], chosen: Tensor, text: float) -> Tensor:
+    """(1 - text) KL(parent || model) + text (-log of what the model gives the token that comes next), nats. Means over the tokens of the
+    windows chosen; nothing comes behind the last of a window.
+    """
     wanted = log_softmax(view.parent(chosen), -1)
     found = log_softmax(view.run(chosen, {name: each.values() for name, each in weights.items()}), -1)
-    return kl_div(found, wanted, log_target=True, reduction="sum") / wanted[..., 0].numel()
+    divergence = kl_div(found, wanted, log_target=True, reduction="sum") / wanted[..., 0].numel()
+    if not text:
+        return divergence
+    said = found[:, :-1].gather(-1, view.tokens[chosen, 1:, None])
+    return (1 - text) * divergence - text * said.mean()
 
 
-def _measured(view: Whole, weights: Mapping[str, Learnable], held: Tensor, batch: int) -> float:
+def _measured(view: Whole, weights: Mapping[str, Learnable], held: Tensor, batch: int, text: float) -> float:
     with torch.no_grad():
-        return sum(float(divergence(view, weights, part)) * len(part) for part in held.split(batch)) / len(held)
+        return sum(float(loss(view, weights, part, text)) * len(part) for part in held.split(batch)) / len(held)
 
 
 def _draws(seen: Tensor, batch: int, generator: torch.Generator) -> Iterator[Tensor]:

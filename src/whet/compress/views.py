@@ -190,7 +190,7 @@ class Whole:
     """A language model whose layers are rounded, all of it in memory, to be tuned from end to end.
 
     rounded: by layer, what the steps before made of its weight [out, in]. scales: the dtype that scales are stored in. weight(layer): [out,
-    in] the float weight that it was rounded from. windows: of calibration text, numbered from 0. run(chosen, weights): logits [n,
+    in] the float weight that it was rounded from. tokens: [windows, length] int64, the calibration text. run(chosen, weights): logits [n,
     length, vocabulary] for the windows [n] chosen, with weights [out, in] by layer; gradients flow to those. parent(chosen): what the
     model gave in float. What comes of it is ``Learned``.
     """
@@ -198,9 +198,13 @@ class Whole:
     rounded: Mapping[str, Quantised]
     scales: str
     weight: Callable[[str], Floats]
-    windows: int
+    tokens: Tensor
     run: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
     parent: Callable[[Tensor], Tensor]
+
+    @property
+    def windows(self) -> int:
+        return len(self.tokens)
 
 
 Range = tuple[float, float]

@@ -102,7 +102,7 @@ def in_memory(parent: Checkpoint, now: Checkpoint, windows: Windows, rounded: Ma
                 return answers(leaving[chosen])
 
         try:
-            yield Whole(rounded, SCALES, weight, len(windows), run, given)
+            yield Whole(rounded, SCALES, weight, windows.tokens, run, given)
         finally:
             for file in (leaves, enters):
                 file.close()

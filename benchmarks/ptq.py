@@ -42,6 +42,9 @@ WHET: dict[str, tuple[Step, ...]] = {
     "whet-clip": (step("clip"), step("static")),
     "whet-bias": (step("static"), step("bias_correct")),
     "whet-w4a8-gptq": (step("gptq", bits=4), step("static")),
+    "whet-w4a8-gptq-bias": (step("gptq", bits=4), step("static"), step("bias_correct")),
+    "whet-adaround": (step("adaround", bits=8), step("static")),
+    "whet-w4a8-adaround": (step("adaround", bits=4), step("static")),
 }
 # The two that stand for Whet in "where Whet is behind": what one gets without asking for anything.
 DEFAULTS = ("whet-static", "whet-optimize")
@@ -64,7 +67,8 @@ PEERS: dict[str, Way] = {
     "aimet-equalize": Way("aimet", "aimet", {"equalize": True}),
     "aimet-adaround": Way("aimet", "aimet", {"adaround_iterations": 1000}, slow=True),
 }
-WAYS = {name: Way("", "whet_recipe", {"recipe": Recipe(steps).to_text()}) for name, steps in WHET.items()} | OPTIMIZE | PEERS
+WAYS = {name: Way("", "whet_recipe", {"recipe": Recipe(steps).to_text()}, slow="adaround" in name)
+        for name, steps in WHET.items()} | OPTIMIZE | PEERS
 # Not quantisers: the floor that any calibration stands on, and the int8 file that came with a model.
 FLOOR, REFERENCE = "float", "reference int8"
 # Pair -> the .tflite in float that its reference_int8.tflite is timed against; "" has none.

@@ -85,7 +85,7 @@ def _hold(model: GraphModel, names: Sequence[str], data: Dataset, held: Held) ->
             made = [name for name in wanted if name not in feeds]
             given = {**feeds, **(run(session, feeds, made) if made else {})}
             for name in wanted:
-                values = given[name].astype(np.float32, copy=False)
+                values = given[name].astype(np.float32)  # a copy: onnxruntime's own array would keep the memory of the session
                 held.put(parts[name], name, torch.from_numpy(values))
                 parts[name] += 1
                 sizes[name] += values.size

@@ -209,8 +209,8 @@ MISTAKES = (
     Mistake(
         "rotary tables without memory",
         f"{PLACE}/skeleton.py",
-        "    with _parameters_on_meta():",
-        '    with torch.device("meta"):',
+        "    with _parameters_on_meta(), _said_of_config(checkpoint):",
+        '    with torch.device("meta"), _said_of_config(checkpoint):',
         SKELETON,
         "what_transformers_gives",
     ),

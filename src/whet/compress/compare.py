@@ -42,9 +42,9 @@ def compare(parent: Any, candidate: Any, *, data: Any = None, metric: str | Call
     """How the candidate does beside its parent: quality paired over samples, latency interleaved in one run, memory, size.
 
     parent, candidate: whatever ``whet.load`` takes, or folders of language models or encoders, which are compared on a text (``data``);
-    language models also by ``tasks`` of lm_eval ("arc_easy,hellaswag"). Their inputs must be the same. data: as ``whet.load_data`` takes it; metric:
-    "accuracy" by default where there are labels, else "fidelity". limit: so many documents of each task; shots: examples before each
-    question. Raises Refused where the models do not take the same inputs.
+    language models also by ``tasks`` of lm_eval ("arc_easy,hellaswag"). Their inputs must be the same. data: as ``whet.load_data`` takes
+    it; metric: "accuracy" by default where there are labels, else "fidelity". limit: so many documents of each task; shots: examples
+    before each question. Raises Refused where the models do not take the same inputs.
     """
     language = checkpoint_in(parent)
     if tasks is None and (limit is not None or shots is not None):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.checkpoint.conftest import HOST, Models
 from tests.checkpoint.made_up_models import of_transformers, saved_tokens, tokens
+from tests.slow_papers import states
 from tests.slow_papers import widths as slow
 
 from whet.compress.checkpoint import open_checkpoint
@@ -21,7 +22,7 @@ from whet.compress.checkpoint.text import Windows
 from whet.compress.techniques.mixed import foresee, mixed
 from whet.compress.views import Sensitivities
 from whet.core.document import FrozenMap
-from whet.core.errors import Refused, Unsupported
+from whet.core.errors import Refused
 from whet.core.inventory import Layer
 from whet.core.recipe import Recipe, Step
 
@@ -52,9 +53,14 @@ def test_harms_are_what_changing_one_layer_does(models: Models, kind: str) -> No
         assert found[name, way] == pytest.approx(wanted, rel=0.35), (name, way)
 
 
-def test_harms_need_answers(models: Models) -> None:
-    with pytest.raises(Unsupported, match="encoder"):
-        harms(open_checkpoint(models("bert")), Windows(tokens(), False, ""), lambda layer, weight: {})
+def test_harms_of_an_encoder_are_cosines_lost(models: Models) -> None:
+    checkpoint, ids, random = open_checkpoint(models("bert")), tokens(16, 8), torch.Generator().manual_seed(0)
+    chosen = [checkpoint.block_layers(0)[0], checkpoint.block_layers(1)[-1], checkpoint.block_layers(2)[3]]
+    added = {name: 0.01 * torch.randn(checkpoint.size(name), generator=random) for name in chosen}
+    found = harms(checkpoint, Windows(ids, False, ""), lambda layer, weight: {"so": added[layer]} if layer in added else {}, draws=16)
+    model = of_transformers(models("bert"))
+    for name, change in added.items():
+        assert found[name, "so"] == pytest.approx(states.drop(model, name, change, ids), rel=0.35), name
 
 
 def test_a_few_short_windows_are_looked_at() -> None:

@@ -70,6 +70,20 @@ def test_an_encoder_with_a_prefix_loses_it(models: Models, tmp_path: Path) -> No
     assert found.entries.keys() == {*open_checkpoint(folder).entries, "cls.predictions.bias"}
 
 
+def test_norms_of_the_first_encoders_have_other_names(models: Models, tmp_path: Path) -> None:
+    """transformers reads gamma and beta as weight and bias, and so do we."""
+    folder = models("bert")
+    shutil.copytree(folder, tmp_path / "x")
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    tensors = {next((name.replace(new, was) for new, was in old.items() if new in name), name): tensor
+               for name, tensor in load_file(folder / "model.safetensors").items()}
+    assert sum(name.endswith(("gamma", "beta")) for name in tensors) == 2 * (1 + 2 * 3)
+    save_file({f"bert.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "x" / "model.safetensors")
+    found, whole = open_checkpoint(tmp_path / "x"), open_checkpoint(folder)
+    assert found.entries.keys() == whole.entries.keys()
+    assert all(torch.equal(found.tensor(name), whole.tensor(name)) for name in whole.entries)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_the_dtype_is_that_of_the_weights(models: Models, dtype: torch.dtype) -> None:
     found = open_checkpoint(models("qwen3", dtype=dtype))

@@ -18,6 +18,7 @@ from whet.compress.checkpoint import open_checkpoint
 from whet.compress.checkpoint.search import RUNGS, averages_below, idea, smallest_passing
 from whet.core.errors import Refused
 from whet.core.gate import loss_gate
+from whet.core.outcome import Outcome
 
 from .conftest import Models
 
@@ -92,6 +93,36 @@ def test_the_smallest_rung_wins_where_all_pass_and_a_second_call_makes_nothing_a
     again = whet.apply(str(models("llama")), tmp_path / "out/recipe.toml", calibration=tokens(1), out=tmp_path / "again")
     assert (tmp_path / "again/model.safetensors").read_bytes() == (tmp_path / "out/best/model.safetensors").read_bytes()
     assert again.layouts == best.layouts
+
+
+@pytest.mark.usefixtures("known_machine")
+def test_an_encoder_is_searched_by_its_states(models: Models, tmp_path: Path) -> None:
+    outcome = encoder_search(models, tmp_path, "sentence<2")
+    first = outcome.trial("original")
+    assert first is not None
+    assert (first.value("drop"), first.value("cosine")) == (0, 1)
+    assert (outcome.winner, outcome.metric, outcome.gates[0].measurement) == ("gptq 2 bits, group 32", "cosine", "sentence_drop")
+    assert "cosine of sentences lost" in outcome.headline
+    assert {layout.bits for layout in open_checkpoint(tmp_path / "out/best").layouts.values()} == {2, 8}
+    with pytest.raises(Refused, match=r"cosine<0\.01"):
+        encoder_search(models, tmp_path, "kl<0.1")
+
+
+def encoder_search(models: Models, tmp_path: Path, limit: str) -> Outcome:
+    return whet.optimize(str(models("bert")), data=tokens(0), calibration=tokens(1), max_drop=limit, out=tmp_path / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("known_machine")
+def test_an_encoder_goes_through_all_stages_but_tuning(models: Models, tmp_path: Path) -> None:
+    """4 bits pass and 3 do not: bits by layer and learned rounding are tried below."""
+    outcome = encoder_search(models, tmp_path, "cosine<1e-5")
+    assert "cosine lost 0.0000" in outcome.headline
+    names = [trial.name for trial in outcome.trials]
+    assert any(name.startswith("mixed") for name in names)
+    assert any(name.startswith("autoround") for name in names)
+    assert not any(name.startswith("tune") for name in names)
+    assert all(trial.status == "measured" for trial in outcome.trials)
 
 
 @pytest.mark.usefixtures("known_machine")

@@ -70,6 +70,14 @@ def test_blocks_one_by_one_give_what_transformers_gives(models: Models, name: st
     assert in_memory(skeleton.model) == []
 
 
+def test_an_encoder_needs_no_pooler(models: Models, tmp_path: Path) -> None:
+    """What was made of a masked language model has none in its files."""
+    bare = changed_copy(models("bert"), tmp_path / "x", tensors={"pooler.dense.weight": None, "pooler.dense.bias": None})
+    with torch.no_grad():
+        wanted = of_transformers(models("bert"))(tokens()).last_hidden_state
+    assert torch.equal(streamed(Skeleton(open_checkpoint(bare)), tokens()), wanted)
+
+
 def test_another_length_and_another_number_of_windows(models: Models) -> None:
     """What blocks are called with is kept by length, for a batch of one."""
     folder = models("gemma3_text")

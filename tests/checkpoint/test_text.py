@@ -177,6 +177,24 @@ def test_a_broken_array_file(reader: Checkpoint, tmp_path: Path, content: Any) -
         windows_of(reader, tmp_path / "a.npy")
 
 
+def test_an_encoder_reads_windows_with_all_marks_of_its_tokenizer(models: Models, tmp_path: Path) -> None:
+    """[CLS] before and [SEP] behind each window, and [SEP] alone between texts."""
+    from tokenizers import Tokenizer, processors
+
+    with_words(models("bert"), tmp_path / "bert", starts=False)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "bert/tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", START), ("</s>", 2)])
+    tokenizer.save(str(tmp_path / "bert/tokenizer.json"))
+    found = windows_of(open_checkpoint(tmp_path / "bert"), [words(0, 70), words(10, 80)], length=8)
+    joined = [*ids(0, 70), 2, *ids(10, 80)]
+    assert found.tokens.shape == (len(joined) // 6, 8)
+    assert set(found.tokens[:, 0].tolist()) == {START}
+    assert set(found.tokens[:, -1].tolist()) == {2}
+    assert found.tokens[:, 1:-1].flatten().tolist() == joined[: 6 * len(found)]
+    short = windows_of(open_checkpoint(tmp_path / "bert"), [words(0, 200)])  # the model was made for 64 tokens
+    assert short.tokens.shape == (200 // 62, 64)
+
+
 def test_the_real_tokenizer_begins_each_window(assets: Path) -> None:
     """stories260K: the marks that its tokenizer.json puts before a text; the words come back from the tokens."""
     model = open_checkpoint(assets / "stories260K")

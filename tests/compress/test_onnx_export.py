@@ -300,15 +300,6 @@ def test_what_the_graph_cannot_do_is_refused_by_name(change: dict[str, Any], fou
     assert not (tmp_path / "onnx").exists()
 
 
-def test_an_encoder_is_refused(tmp_path: Path) -> None:
-    from transformers import BertConfig, BertModel
-
-    small = BertConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
-    BertModel(small).save_pretrained(tmp_path / "bert")
-    with pytest.raises(Unsupported, match='model_type "bert"'):
-        export_onnx(open_checkpoint(tmp_path / "bert"), tmp_path / "onnx")
-
-
 @pytest.mark.parametrize("options", [{"accuracy_level": 2}, {"cache": "int8"}])
 def test_wrong_options_are_refused(options: dict[str, Any], stories: Path, tmp_path: Path) -> None:
     with pytest.raises(Refused):

@@ -209,8 +209,8 @@ MISTAKES = (
     Mistake(
         "rotary tables without memory",
         f"{PLACE}/skeleton.py",
-        "    with _parameters_on_meta():",
-        '    with torch.device("meta"):',
+        "    with _parameters_on_meta(), _said_of_config(checkpoint):",
+        '    with torch.device("meta"), _said_of_config(checkpoint):',
         SKELETON,
         "what_transformers_gives",
     ),
@@ -219,7 +219,7 @@ MISTAKES = (
     ),
     # -- text and hidden states
     Mistake(
-        "two marks at the beginning", f"{PLACE}/text.py", "    ids = ids[len(first) :]", "    ids = ids[0:]", TEXT, "follow_each_other"
+        "two marks at the beginning", f"{PLACE}/text.py", "    ids = ids[len(between) :]", "    ids = ids[0:]", TEXT, "follow_each_other"
     ),
     Mistake(
         "windows of the beginning alone",
@@ -230,7 +230,12 @@ MISTAKES = (
         "spread",
     ),
     Mistake(
-        "windows one token too long", f"{PLACE}/text.py", "    step = length - len(first)", "    step = length", TEXT, "follow_each_other"
+        "windows one token too long",
+        f"{PLACE}/text.py",
+        "    step = min(length - marks, len(ids))",
+        "    step = min(length, len(ids))",
+        TEXT,
+        "follow_each_other",
     ),
     Mistake(
         "windows written from the first on",

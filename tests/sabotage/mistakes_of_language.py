@@ -230,8 +230,8 @@ MISTAKES = (
     Mistake(
         "signs without the mean over the answers",
         "compress/checkpoint/sensitivity.py",
-        "direction = root * (signs - root * (root * signs).sum(-1, keepdim=True))",
-        "direction = root * signs",
+        "return root * (signs - root * (root * signs).sum(-1, keepdim=True))",
+        "return root * signs",
         BITS,
         "harms_are",
     ),

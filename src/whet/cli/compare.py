@@ -16,10 +16,11 @@ from whet.cli.screen import Column, Screen
 
 if TYPE_CHECKING:
     from whet.compress.checkpoint.compare import LanguageComparison
+    from whet.compress.checkpoint.states import EncoderComparison
     from whet.compress.checkpoint.tasks import TaskComparison
     from whet.compress.compare import SideBySide
     from whet.compress.evaluate import Comparison
-    from whet.core.gate import Verdict
+    from whet.core.gate import Gate, Verdict
     from whet.core.measurement import Measurement
 
 _COSTS = ("latency_ms", "latency_p95_ms", "throughput_per_s", "size_bytes", "model_rss_bytes", "peak_rss_bytes")
@@ -36,7 +37,7 @@ _COSTS = ("latency_ms", "latency_p95_ms", "throughput_per_s", "size_bytes", "mod
 @click.option("--shots", type=click.IntRange(min=0), metavar="K", help="Examples before each question.  [default: as the task says]")
 @click.option("--max-drop", type=LOSS, metavar="LOSS",
               help="End with code 3 where it is not proven that no more is lost: 0.01, 1% or 0.5% (with --tasks: by each task); of "
-                   "language models kl<0.02 or nats<0.02.")  # fmt: skip
+                   "language models kl<0.02 or nats<0.02, of encoders cosine<0.01 or sentence<0.01.")  # fmt: skip
 @options.confidence
 @options.threads
 @options.seconds
@@ -50,30 +51,34 @@ def command(screen: Screen, original: str, candidate: str, data: str | None, met
 
     Without --data only the costs are compared. --weights and --input-shape speak of ORIGINAL. Two folders of language models are compared
     on a text: perplexity, divergence, and the share of tokens for which both would say the same; by --tasks, document by document; or both.
+    Two folders of encoders (BERT) are compared by the cosine similarity of the states of tokens and sentences.
 
     \b
     whet compare float.onnx small.onnx --data eval.npz --metric accuracy
     whet compare float.onnx out/best --data eval.npz --max-drop 0.5%
     whet compare ./llama-dir out/ --data eval.txt --max-drop "kl<0.02"
+    whet compare ./bert-dir out/ --data eval.txt --max-drop "cosine<0.01"
     whet compare ./llama-dir out/ --tasks arc_easy,hellaswag --limit 500
     """
     import whet
     from whet.cli.models import known_metric, model_of
     from whet.cli.optimize import check_drop
     from whet.compress.checkpoint.compare import LanguageComparison
+    from whet.compress.checkpoint.states import EncoderComparison
     from whet.compress.compare import SideBySide
 
     _check_question(data, metric, tasks, limit, shots, max_drop)
     check_drop(max_drop, metric)
+    gate = _gate(original, max_drop)
     with screen.working():
         found = whet.compare(model_of(original, weights, shapes, data), candidate, data=data, metric=known_metric(metric), threads=threads,
                              confidence=confidence, seconds=seconds, tasks=tasks, limit=limit, shots=shots)  # fmt: skip
-    verdict = None if max_drop is None else _verdict(found, max_drop)
+    verdict = None if gate is None else _verdict(found, gate, each=not isinstance(max_drop, str))
     if screen.as_json:
         screen.document({**found.to_plain(), **({} if verdict is None else {"verdict": verdict.to_plain()})})
     elif isinstance(found, SideBySide):
         _show(screen, found)
-    elif isinstance(found, LanguageComparison):
+    elif isinstance(found, LanguageComparison | EncoderComparison):
         show_comparison(screen, found)
     else:
         show_tasks(screen, found)
@@ -97,14 +102,24 @@ def _check_question(data: str | None, metric: str | None, tasks: str | None, lim
         raise click.UsageError(f"{'--limit' if limit is not None else '--shots'} needs --tasks")
 
 
-def _verdict(found: SideBySide | LanguageComparison | TaskComparison, asked: float | str) -> Verdict:
-    """A number speaks of each task where there are tasks; "kl<0.02" of the text."""
+def _gate(original: str, asked: float | str | None) -> Gate | None:
+    """What may be lost, refused before any work where it is not measured of such a model."""
+    from whet.compress.bodies import checkpoint_in
+    from whet.core.gate import loss_gate
+
+    if asked is None:
+        return None
+    model = checkpoint_in(original)
+    return loss_gate(asked, encoder=model is not None and model.family.encoder)
+
+
+def _verdict(found: SideBySide | LanguageComparison | EncoderComparison | TaskComparison, gate: Gate, *, each: bool) -> Verdict:
+    """each: whether a number was asked for, which speaks of each task where there are tasks; "kl<0.02" speaks of the text."""
     from whet.compress.checkpoint.tasks import TaskComparison
     from whet.compress.compare import SideBySide
-    from whet.core.gate import judge, loss_gate
+    from whet.core.gate import judge
 
-    gate = loss_gate(asked)
-    if isinstance(found, TaskComparison) and not isinstance(asked, str):
+    if isinstance(found, TaskComparison) and each:
         return judge(tuple(replace(gate, measurement=name) for name in found.drops), found.drops)
     quality = found.quality if isinstance(found, SideBySide) else found.text if isinstance(found, TaskComparison) else found
     return judge((gate,), {} if quality is None else quality.measurements)

@@ -32,7 +32,8 @@ def command(screen: Screen, model: str, weights: str | None, shapes: Sequence[Sh
     """Write MODEL, which may be an artifact, a language model's folder or package.module:callable, for a runtime.
 
     Session options that the runtime must be given, so that it computes what was measured, are told. A language model becomes a folder
-    (onnx, hf) or a .gguf file, from the codes themselves wherever the format holds them; what is not exact is told.
+    (onnx, hf) or a .gguf file, from the codes themselves wherever the format holds them; what is not exact is told. An encoder (BERT)
+    becomes a folder.
 
     \b
     whet export out/best -o small.onnx

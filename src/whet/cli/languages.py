@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,13 +14,24 @@ if TYPE_CHECKING:
     from whet.compress.checkpoint.gguf import GgufReport
     from whet.compress.checkpoint.hf_export import HfReport
     from whet.compress.checkpoint.onnx_export import OnnxReport
+    from whet.compress.checkpoint.states import EncoderComparison
     from whet.compress.checkpoint.tasks import TaskComparison
     from whet.core.inventory import Inventory
     from whet.core.measurement import Measurement
 
 
-def show_comparison(screen: Screen, found: LanguageComparison) -> None:
+def show_comparison(screen: Screen, found: LanguageComparison | EncoderComparison) -> None:
     """What the candidate lost on a text."""
+    from whet.compress.checkpoint.states import EncoderComparison
+
+    title, rows = _of_states(found) if isinstance(found, EncoderComparison) else _of_answers(found)
+    interval = f"{found.drop.interval.confidence:.0%} interval" if found.drop.interval else "interval"
+    how = Column("how", flexible=True, keep="start")
+    screen.table((Column(title), Column("value", right=True), Column(interval), how), rows)
+    _show_sizes(screen, found)
+
+
+def _of_answers(found: LanguageComparison) -> tuple[str, list[list[str]]]:
 
     def row(title: str, each: Measurement, *, perplexity: bool = False) -> list[str]:
         value = math.exp(each.value or 0.0) if perplexity else each.value or 0.0
@@ -30,10 +42,20 @@ def show_comparison(screen: Screen, found: LanguageComparison) -> None:
     rows = [row("Perplexity, original", found.parent, perplexity=True), row("Perplexity, candidate", found.candidate, perplexity=True),
             row("Nats lost a token", found.drop), row("KL divergence, nats", found.kl), row("KL, one token in 1000", found.kl_p999),
             row("Same top token", found.same_top_token)]  # fmt: skip
-    interval = f"{found.drop.interval.confidence:.0%} interval" if found.drop.interval else "interval"
-    how = Column("how", flexible=True, keep="start")
-    screen.table((Column(f"{found.tokens:,} tokens"), Column("value", right=True), Column(interval), how), rows)
-    _show_sizes(screen, found)
+    return f"{found.tokens:,} tokens", rows
+
+
+def _of_states(found: EncoderComparison) -> tuple[str, list[list[str]]]:
+    def row(title: str, each: Measurement) -> list[str]:
+        value, ends = each.value, () if each.interval is None else (each.interval.low, each.interval.high)
+        digits = 2 if each.name == "sqnr_db" else 5
+        return [title, "-" if value is None else f"{value:.{digits}f}", " .. ".join(f"{end:.{digits}f}" for end in ends),
+                each.method if value is not None else each.why]
+
+    worst = replace(found.drop_p999, value=1 - (found.drop_p999.value or 0.0))
+    rows = [row("Cosine similarity of tokens", found.cosine), row("Of one token in 1000, below", worst),
+            row("Of means over windows", found.sentence_cosine), row("SQNR of the states, dB", found.sqnr_db)]  # fmt: skip
+    return f"{found.windows:,} windows, {found.tokens:,} tokens", rows
 
 
 def show_tasks(screen: Screen, found: TaskComparison) -> None:
@@ -61,7 +83,7 @@ def _short(value: float | None, sign: str = "") -> str:
     return f"{number:{sign}.4f}" if abs(number) < 1000 else f"{number:{sign}.4g}"
 
 
-def _show_sizes(screen: Screen, found: LanguageComparison | TaskComparison) -> None:
+def _show_sizes(screen: Screen, found: LanguageComparison | EncoderComparison | TaskComparison) -> None:
     from whet.compress.report.numbers import BYTES, TIMES, number
 
     one, other = found.parent_size.value or 0.0, found.candidate_size.value or 0.0

@@ -31,8 +31,8 @@ GOALS = ("latency", "size", "memory", "energy")
 @options.target
 @click.option("--minimize", type=click.Choice(GOALS), help="What there should be least of.  [default: latency; size of a language model]")
 @click.option("--max-drop", type=LOSS, metavar="LOSS",
-              help="Most of the metric that may be lost: 0.01, 1% or 0.5%; of a language model kl<0.02 or nats<0.02.  "
-                   "[default: 1%; kl<0.02]")  # fmt: skip
+              help="Most of the metric that may be lost: 0.01, 1% or 0.5%; of a language model kl<0.02 or nats<0.02, of an encoder "
+                   "cosine<0.01 or sentence<0.01.  [default: 1%; kl<0.02; cosine<0.01]")  # fmt: skip
 @click.option("--max-latency", type=LATENCY, metavar="TIME", help="Longest time of one inference: 20ms, 1.5s or 300us.")
 @click.option("--max-size", type=SIZE, metavar="SIZE", help="Largest size on disk: 300kB, 2MB or 1MiB.")
 @click.option("--max-memory", type=SIZE, metavar="SIZE", help="Most memory that the model may take: 64MB.")

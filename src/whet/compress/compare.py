@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from whet.compress.artifacts import load, source_file
 from whet.compress.bodies import checkpoint_in
@@ -23,6 +23,7 @@ from whet.device.session import SPINNING_STOP, example_feeds, open_session
 if TYPE_CHECKING:
     from whet.compress.checkpoint import Checkpoint
     from whet.compress.checkpoint.compare import LanguageComparison
+    from whet.compress.checkpoint.states import EncoderComparison
     from whet.compress.checkpoint.tasks import TaskComparison
 
 
@@ -37,13 +38,13 @@ class SideBySide(Document):
 
 def compare(parent: Any, candidate: Any, *, data: Any = None, metric: str | Callable[..., Any] | None = None, threads: int | None = None,
             confidence: float = 0.95, seconds: float = 2.0, example_inputs: Any = None, tasks: str | Sequence[str] | None = None,
-            limit: int | None = None, shots: int | None = None) -> SideBySide | LanguageComparison | TaskComparison:
+            limit: int | None = None, shots: int | None = None) -> SideBySide | LanguageComparison | EncoderComparison | TaskComparison:
     """How the candidate does beside its parent: quality paired over samples, latency interleaved in one run, memory, size.
 
-    parent, candidate: whatever ``whet.load`` takes, or folders of language models, which are compared on a text (``data``), by ``tasks`` of
-    lm_eval ("arc_easy,hellaswag"), or both. Their inputs must be the same. data: as ``whet.load_data`` takes it; metric:
-    "accuracy" by default where there are labels, else "fidelity". limit: so many documents of each task; shots: examples before each
-    question. Raises Refused where the models do not take the same inputs.
+    parent, candidate: whatever ``whet.load`` takes, or folders of language models or encoders, which are compared on a text (``data``);
+    language models also by ``tasks`` of lm_eval ("arc_easy,hellaswag"). Their inputs must be the same. data: as ``whet.load_data`` takes
+    it; metric: "accuracy" by default where there are labels, else "fidelity". limit: so many documents of each task; shots: examples
+    before each question. Raises Refused where the models do not take the same inputs.
     """
     language = checkpoint_in(parent)
     if tasks is None and (limit is not None or shots is not None):
@@ -68,11 +69,12 @@ def compare(parent: Any, candidate: Any, *, data: Any = None, metric: str | Call
 
 
 def _languages(parent: Checkpoint, candidate: Any, data: Any, metric: str | Callable[..., Any] | None,
-               confidence: float) -> LanguageComparison:
+               confidence: float) -> LanguageComparison | EncoderComparison:
     from whet.compress.checkpoint.compare import compare_checkpoints
 
     if metric is not None:
-        raise Refused("compare two language models by a metric of your own", found="they are compared by nats, divergence and top token",
+        how = "the cosine similarity of their states" if parent.family.encoder else "nats, divergence and top token"
+        raise Refused("compare two language models by a metric of your own", found=f"they are compared by {how}",
                       do="leave the metric out")
     if data is None:
         raise Refused("compare two language models", found="no text", do="give some, a .txt or .jsonl file; or tasks")
@@ -85,7 +87,8 @@ def _by_tasks(parent: Checkpoint, candidate: Any, data: Any, metric: str | Calla
     from whet.compress.checkpoint import open_checkpoint
     from whet.compress.checkpoint.tasks import compare_by_tasks
 
-    text = None if data is None and metric is None else _languages(parent, candidate, data, metric, confidence)
+    asks_text = (data is not None or metric is not None) and not parent.family.encoder  # which is refused below
+    text = cast("LanguageComparison", _languages(parent, candidate, data, metric, confidence)) if asks_text else None
     found = compare_by_tasks(parent, open_checkpoint(candidate), tasks, limit=limit, shots=shots, confidence=confidence)
     return replace(found, text=text)
 

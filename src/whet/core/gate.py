@@ -29,21 +29,34 @@ class Gate(Document):
 
 
 LOSSES = {"kl": "kl", "nats": "drop", "drop": "drop"}
-"""What people call what may be lost, and the measurement of it."""
+"""What people call what a model may lose that answers, and the measurement of it."""
+STATE_LOSSES = {"cosine": "drop", "sentence": "sentence_drop", "drop": "drop"}
+"""The same of an encoder, whose states may move: the cosine similarity of tokens, and of means over sentences."""
 
-
-def loss_gate(asked: float | str) -> Gate:
-    """The gate of "kl<0.02", "nats<0.02" or a number, which is a drop of the metric. Raises Refused."""
+def loss_gate(asked: float | str, *, encoder: bool | None = None) -> Gate:
+    """The gate of "kl<0.02", "nats<0.02" or a number, which is a drop of the metric; of an encoder "cosine<0.01" (1 - cosine of the states
+    of tokens), "sentence<0.01" or a number, which is the first. encoder: None where the model is not known yet. Raises Refused.
+    """
     if not isinstance(asked, str):
         return Gate("drop", asked, reason="asked with --max-drop")
-    name, _, number = asked.partition("<")
+    name, _, number = (part.strip() for part in asked.partition("<"))
+    known = {None: {**LOSSES, **STATE_LOSSES}, True: STATE_LOSSES, False: LOSSES}[encoder]
     try:
-        measurement, limit = LOSSES[name.strip()], float(number)
-    except (KeyError, ValueError) as error:
-        raise Refused(f"lose no more than {asked!r}", found="no such limit", do="write kl<0.02, nats<0.02 or a number") from error
-    if not 0 <= limit < math.inf:
-        raise Refused(f"lose no more than {asked!r}", found="a limit below zero or without end", do="write kl<0.02, nats<0.02 or a number")
-    return Gate(measurement, limit, reason="asked with --max-drop")
+        limit, found = float(number), "a limit below zero or without end"
+    except ValueError:
+        limit, found = math.nan, "no such limit"
+    if name not in known:
+        kind = "an encoder, which predicts no next token" if encoder else "no encoder, whose states are looked at"
+        found = kind if name in {**LOSSES, **STATE_LOSSES} else "no such limit"
+    if name not in known or not 0 <= limit < math.inf:
+        raise Refused(f"lose no more than {asked!r}", found=found, do=f"write {_examples(encoder)}")
+    return Gate(known[name], limit, reason=f'asked with --max-drop "{asked}"')
+
+
+def _examples(encoder: bool | None) -> str:
+    if encoder is None:
+        return "kl<0.02, nats<0.02 or a number; of an encoder cosine<0.01 or sentence<0.01"
+    return "cosine<0.01, sentence<0.01 or a number" if encoder else "kl<0.02, nats<0.02 or a number"
 
 
 @dataclass(frozen=True)

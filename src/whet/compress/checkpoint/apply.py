@@ -295,8 +295,9 @@ def manifest(folder: Path, parent: Checkpoint, recipe: Recipe, target: Target) -
     with ThreadPoolExecutor(2) as pool:
         files = tuple(pool.map(lambda path: described_file(path, folder), paths))
     ids = TensorSpec("input_ids", "int64", ("batch", "length"))
-    logits = TensorSpec("logits", "float32", ("batch", "length", int(parent.config.get("vocab_size", 0))))
-    return Artifact("checkpoint", (ids,), (logits,), files, parent=_parent_id(parent), recipe=recipe, target=target.name,
+    name, width = ("last_hidden_state", "hidden_size") if parent.family.encoder else ("logits", "vocab_size")
+    given = TensorSpec(name, "float32", ("batch", "length", int(parent.config.get(width, 0))))
+    return Artifact("checkpoint", (ids,), (given,), files, parent=_parent_id(parent), recipe=recipe, target=target.name,
                     tools=FrozenMap(tool_versions()))
 
 

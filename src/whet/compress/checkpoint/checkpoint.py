@@ -23,7 +23,9 @@ from whet.core.document import FrozenMap
 from whet.core.errors import Refused, Unsupported
 
 CONFIG_NAME = "config.json"
-TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+TOKENIZER_NAMES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+# What the first BERTs called the factors of their norms; transformers reads both.
+_OLD_NAMES = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +156,7 @@ class Checkpoint:
         if not prefix:
             return name
         if self.family.encoder:
-            return name.removeprefix(prefix)
+            return next((name.removesuffix(old) + new for old, new in _OLD_NAMES if name.endswith(old)), name).removeprefix(prefix)
         bare = name.startswith(tuple(f"{part.removeprefix(prefix)}." for part in self._bases()))
         return prefix + name if bare else name
 

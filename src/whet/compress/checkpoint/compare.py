@@ -1,4 +1,7 @@
-"""Two language models on the same text: what the candidate lost, in nats, in divergence and in tokens that it would have said otherwise."""
+"""Two language models on the same text: what the candidate lost, in nats, in divergence and in tokens that it would have said otherwise.
+
+Of encoders, which say no next token, ``states`` tells how far the states of tokens moved.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +19,15 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from whet.compress.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from whet.compress.checkpoint.hidden import Hidden
+from whet.compress.checkpoint.running import Ran, ran
 from whet.compress.checkpoint.skeleton import Skeleton
+from whet.compress.checkpoint.states import EncoderComparison, state_comparison
 from whet.compress.checkpoint.text import Windows, windows_of
 from whet.compress.evaluate.intervals import mean_interval, two_sided
 from whet.compress.threads import one_thread
 from whet.core.document import Document
-from whet.core.errors import Refused, Unsupported
+from whet.core.errors import Refused
 from whet.core.measurement import Measurement
-from whet.core.progress import task
 
 LOGITS = 1 << 24  # numbers of one model's answers that are in memory at a time: 64 MB
 
@@ -70,33 +73,46 @@ class Scores:
 
 
 def compare_checkpoints(parent: Any, candidate: Any, data: Any, *, length: int | None = None, confidence: float = 0.95,
-                        seed: int = 0) -> LanguageComparison:
+                        seed: int = 0) -> LanguageComparison | EncoderComparison:
     """How the candidate does beside its parent on a text, as ``windows_of`` takes it. Both run block by block, so that no more than a block
-    of weights is in memory. Raises Refused where the models do not read the same tokens.
+    of weights is in memory. Raises Refused where the models do not read the same tokens, or only one of them is an encoder.
     """
     first, second = open_checkpoint(parent), open_checkpoint(candidate)
-    encoders = [model for model in (first, second) if model.family.encoder]
-    if encoders:
-        raise Unsupported(f"compare {encoders[0].folder} by perplexity", found="an encoder, which predicts no next token",
-                          do="judge it by your own task, with transformers")
-    if first.config.get("vocab_size") != second.config.get("vocab_size"):
-        raise Refused("compare two language models", found=f"vocabularies of {first.config.get('vocab_size')} and "
-                      f"{second.config.get('vocab_size')} tokens", do="compare a model with what was made of it")
+    _check_alike(first, second)
     with judging(first, windows_of(first, data, length=length), confidence=confidence, seed=seed) as judge:
         found = judge(second)
+    if isinstance(found, EncoderComparison):
+        return found
     for model, nats in ((first, found.parent), (second, found.candidate)):
         if nats.value is None or not math.isfinite(nats.value):
             raise Refused(f"compare {model.folder}", found="answers that are no numbers", do="look for NaN or infinity in its weights")
     return found
 
 
+def _check_alike(first: Checkpoint, second: Checkpoint) -> None:
+    do = "compare a model with what was made of it"
+    if first.family.encoder != second.family.encoder:
+        kinds = ["an encoder" if model.family.encoder else "a model that predicts the next token" for model in (first, second)]
+        raise Refused(f"compare {first.folder} and {second.folder}", found=" and ".join(kinds), do=do)
+    widths = [model.size(model.family.embedding)[1] for model in (first, second)]
+    if first.family.encoder and widths[0] != widths[1]:
+        raise Refused("compare two encoders", found=f"states of {widths[0]} and {widths[1]} numbers", do=do)
+    if first.config.get("vocab_size") != second.config.get("vocab_size"):
+        raise Refused("compare two language models", found=f"vocabularies of {first.config.get('vocab_size')} and "
+                      f"{second.config.get('vocab_size')} tokens", do=do)
+
+
+Judge = Callable[[Checkpoint], LanguageComparison | EncoderComparison]
+
+
 @contextmanager
-def judging(parent: Checkpoint, windows: Windows, *, confidence: float = 0.95,
-            seed: int = 0) -> Iterator[Callable[[Checkpoint], LanguageComparison]]:
+def judging(parent: Checkpoint, windows: Windows, *, confidence: float = 0.95, seed: int = 0) -> Iterator[Judge]:
     """A function that compares a candidate with the parent, which runs once for all of them."""
-    with tempfile.TemporaryDirectory(prefix="whet-") as folder, _ran(Skeleton(parent), windows, Path(folder), "parent") as first:
-        def judge(candidate: Checkpoint) -> LanguageComparison:
-            with _ran(Skeleton(candidate), windows, Path(folder), "candidate") as second:
+    with tempfile.TemporaryDirectory(prefix="whet-") as folder, ran(Skeleton(parent), windows, Path(folder), "parent") as first:
+        def judge(candidate: Checkpoint) -> LanguageComparison | EncoderComparison:
+            with ran(Skeleton(candidate), windows, Path(folder), "candidate") as second:
+                if parent.family.encoder:
+                    return state_comparison((first, second), windows, (parent, candidate), confidence=confidence, seed=seed)
                 scores = _scored((first, second), windows)
             return judged(scores, windows, (parent, candidate), confidence=confidence, seed=seed)
 
@@ -104,7 +120,7 @@ def judging(parent: Checkpoint, windows: Windows, *, confidence: float = 0.95,
 
 
 @torch.no_grad()
-def _scored(outputs: tuple[_Ran, _Ran], windows: Windows) -> Scores:
+def _scored(outputs: tuple[Ran, Ran], windows: Windows) -> Scores:
     skip = 1 if windows.starts else 0  # what follows the mark for the beginning is the first that is predicted from something
     with one_thread(math.prod(outputs[0].hidden.shape[1:]) * _width(outputs[0])):
         parts = [_window(outputs, windows.tokens[index], index, skip) for index in range(len(windows))]
@@ -112,35 +128,7 @@ def _scored(outputs: tuple[_Ran, _Ran], windows: Windows) -> Scores:
     return Scores(parent.mean(1), candidate.mean(1), kl, same)
 
 
-@dataclass(frozen=True, eq=False)
-class _Ran:
-    """What left a model's last block, and its head."""
-
-    hidden: Hidden
-    head: Any
-
-
-@contextmanager
-def _ran(skeleton: Skeleton, windows: Windows, folder: Path, name: str) -> Iterator[_Ran]:
-    """The model on all windows, block after block."""
-    checkpoint = skeleton.checkpoint
-    shape = (len(windows), windows.length, checkpoint.size(checkpoint.family.embedding)[1])
-    hidden = Hidden(folder / name, shape)
-    for begin, end in hidden.parts:
-        hidden.write(begin, skeleton.embed(windows.tokens[begin:end]))
-    with task(f"running the {name}", checkpoint.block_count) as progress, torch.no_grad(), one_thread(hidden.work):
-        for index in range(checkpoint.block_count):
-            skeleton.block(index)
-            for begin, end in hidden.parts:
-                hidden.write(begin, skeleton.run(index, hidden.read(begin, end)))
-            skeleton.empty(index)
-            progress.advance(note=checkpoint.block_name(index))
-    with skeleton.head() as head:
-        yield _Ran(hidden, head)
-    hidden.close()
-
-
-def _window(outputs: tuple[_Ran, _Ran], tokens: Tensor, index: int, skip: int) -> tuple[np.ndarray[Any, Any], ...]:
+def _window(outputs: tuple[Ran, Ran], tokens: Tensor, index: int, skip: int) -> tuple[np.ndarray[Any, Any], ...]:
     """(nats of the parent, of the candidate, divergence, whether they agree) for each predicted token of a window."""
     length = len(tokens)
     found: list[tuple[Tensor, ...]] = []
@@ -155,7 +143,7 @@ def _window(outputs: tuple[_Ran, _Ran], tokens: Tensor, index: int, skip: int) -
     return tuple(torch.cat(kind).numpy() for kind in zip(*found, strict=True))
 
 
-def _width(ran: _Ran) -> int:
+def _width(ran: Ran) -> int:
     return int(ran.head(torch.zeros(1, 1, ran.hidden.shape[2])).shape[-1])
 
 

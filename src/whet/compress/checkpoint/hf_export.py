@@ -32,9 +32,9 @@ class HfReport:
 
 
 def export_hf(checkpoint: Checkpoint, folder: Path) -> HfReport:
-    """Write the checkpoint into ``folder`` for ``AutoModelForCausalLM.from_pretrained``, which needs the compressed-tensors package for
-    packed integers and bitsandbytes for code books. Layers that become float again are rounded to the dtype of the plain weights. In
-    memory is one layer at a time. Raises Refused where the folder holds other files.
+    """Write the checkpoint into ``folder`` for ``AutoModelForCausalLM.from_pretrained`` (an encoder: ``AutoModel``), which needs the
+    compressed-tensors package for packed integers and bitsandbytes for code books. Layers that become float again are rounded to the
+    dtype of the plain weights. In memory is one layer at a time. Raises Refused where the folder holds other files.
     """
     if folder.is_dir() and any(folder.iterdir()):
         raise Refused(f"export to {folder}", found="a folder with files in it", do="choose another folder")

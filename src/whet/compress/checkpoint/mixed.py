@@ -28,7 +28,7 @@ from whet.core.target import Target
 def allotted(checkpoint: Checkpoint, recipe: Recipe, target: Target, calibration: Any = None) -> Recipe:
     """The recipe with steps for each number of bits in the place of each step that allots them.
 
-    Raises Refused where there is no calibration text, Unsupported for an encoder.
+    Raises Refused where there is no calibration text.
     """
     steps = [each for step in recipe.steps for each in (_steps(checkpoint, step, target, calibration) if _allots(step) else (step,))]
     return Recipe(tuple(steps), recipe.name)

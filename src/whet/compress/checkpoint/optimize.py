@@ -1,4 +1,4 @@
-"""The smallest version of a language model that loses no more than was asked, measured on text and written down with the reasons."""
+"""The smallest version of a language model, or encoder, that loses no more than was asked, measured on text and told with the reasons."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 from whet.compress.artifacts import tool_versions
 from whet.compress.checkpoint.apply import apply_to_checkpoint
 from whet.compress.checkpoint.checkpoint import Checkpoint, open_checkpoint
-from whet.compress.checkpoint.compare import LanguageComparison, judging
+from whet.compress.checkpoint.compare import Judge, judging
 from whet.compress.checkpoint.plan import plan_checkpoint
-from whet.compress.checkpoint.search import LEARNING, RUNGS, Idea, averages_below, idea, smallest_passing
+from whet.compress.checkpoint.search import RUNGS, Idea, averages_below, idea, learning, smallest_passing
 from whet.compress.checkpoint.text import Windows, windows_of
 from whet.compress.optimize.choose import closest, winner, with_front
 from whet.compress.optimize.place import taken, written
@@ -28,14 +28,14 @@ from whet.core.target import Target
 from whet.device.machine import describe, stamp
 
 FEWEST_WINDOWS = 8  # below, an interval over windows says nothing
+METRICS = {False: "nats_per_token", True: "cosine"}  # what the drop is a drop of: of an encoder, True
 LONGEST_TRIAL_S = 3600.0  # a candidate that the plan says takes longer is left out, and the user told
-Judge = Callable[[Checkpoint], LanguageComparison]
 
 
 def optimize_checkpoint(checkpoint: Checkpoint, *, data: Any, calibration: Any, out: Path, target: Target, gate: Gate,
                         confidence: float = 0.95, seed: int = 0, time_budget_s: float | None = None, command: str = "") -> Outcome:
-    """Find the smallest version that passes ``gate``, of the divergence ("kl") or the nats lost ("drop"); its upper bound at ``confidence``
-    must lie below the limit.
+    """Find the smallest version that passes ``gate``, of the divergence ("kl") or the nats lost ("drop"), of an encoder of the cosine
+    similarity lost ("drop", "sentence_drop"); its upper bound at ``confidence`` must lie below the limit.
 
     data, calibration: text as ``windows_of`` takes it; no window of one may be among the other's. Writes best/, recipe.toml, report.html,
     report.json and trials/ into ``out``; trials that are there already are not made again. Raises Refused where there is too little text.
@@ -52,7 +52,8 @@ def optimize_checkpoint(checkpoint: Checkpoint, *, data: Any, calibration: Any, 
         trials = with_front((replace(first, verdict=judge(gates, first.measurements)), *search.trials))
         best = winner(trials, "size", ORIGINAL)
         outcome = Outcome(
-            str(checkpoint.folder), target.name, "size", "nats_per_token", gates, trials, best, _headline(trials, best, evaluation, gate),
+            str(checkpoint.folder), target.name, "size", METRICS[checkpoint.family.encoder], gates, trials, best,
+            _headline(trials, best, evaluation, gate),
             closest="" if best else closest(trials, ORIGINAL), data=FrozenMap(_described(evaluation, calibrating)),
             machine=describe().to_plain(), tools=tool_versions(), command=command, began=at,
             stages=tuple(search.stages), seconds=round(perf_counter() - began, 1))
@@ -95,11 +96,11 @@ class _Search:
 
     def _downwards(self, rungs: list[tuple[int, int]]) -> None:
         for rung in rungs:
-            if not any(self._try(self._idea(technique, *rung)) for technique in LEARNING):
+            if not any(self._try(self._idea(technique, *rung)) for technique in learning(encoder=self.parent.family.encoder)):
                 return
 
     def _idea(self, technique: str, bits: float, group: int) -> Idea:
-        return idea(technique, bits, group, head=not self.parent.tied)
+        return idea(technique, bits, group, head=bool(self.parent.family.head) and not self.parent.tied)
 
     def _stage(self, name: str, work: Callable[[], None]) -> None:
         began, before = perf_counter(), len(self.trials)
@@ -139,7 +140,6 @@ class _Search:
         return Trial(tried.name, tried.recipe, artifact=artifact, path=f"trials/{place.name}/model.safetensors",
                      measurements=FrozenMap(found), verdict=judge(self.gates, found), seconds=round(perf_counter() - began, 1))
 
-
     def _seconds(self, tried: Idea) -> float:
         """About how long it takes, by the plan."""
         costs = {cost.name: cost.value for cost in plan_checkpoint(self.parent, tried.recipe, self.target).costs}
@@ -172,7 +172,8 @@ def _headline(trials: tuple[Trial, ...], best: str, evaluation: Windows, gate: G
         return f"refused: nothing passed{said}"
     lost = won.measurements[gate.measurement]
     high = lost.interval.high if lost.interval else lost.value or 0.0
-    word = "KL divergence" if gate.measurement == "kl" else "nats lost"
+    word = {"kl": "KL divergence", "sentence_drop": "cosine of sentences lost"}.get(
+        gate.measurement, "cosine lost" if METRICS[True] in won.measurements else "nats lost")
     return (f"{best}: {before / (won.value('size_bytes') or 1.0):.3g}x smaller, {word} {lost.value:.4f} (at most {high:.4f}) on "
             f"{len(evaluation)} windows of {evaluation.length} tokens")
 

@@ -14,7 +14,6 @@ RUNGS = ((2, 32), (3, 128), (3, 32), (4, 128), (4, 32), (8, 128))
 TABLES = Step("rtn", ("op:Embedding", "op:Head"), options=FrozenMap({"bits": 8, "block": 0}))
 
 TUNING = Step("tune", options=FrozenMap({"codes": True}))
-LEARNING = ("autoround", "tune")
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,11 @@ def idea(technique: str, bits: float, group: int, *, head: bool) -> Idea:
     tables = TABLES if head else Step(TABLES.technique, ("op:Embedding",), options=TABLES.options)
     last = (TUNING,) if technique == TUNING.technique else ()
     return Idea(f"{technique} {bits:g} bits, group {group}", Recipe((step, tables, *last)))
+
+
+def learning(*, encoder: bool) -> Sequence[str]:
+    """Techniques that learn roundings, the first one tried first. An encoder has no answers by which a whole model could be tuned."""
+    return ("autoround",) if encoder else ("autoround", TUNING.technique)
 
 
 def smallest_passing(count: int, passes: Any) -> int | None:

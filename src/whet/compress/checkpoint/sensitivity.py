@@ -4,6 +4,10 @@
     g = s * (v - s (s . v)),  s = sqrt(p),  v of random signs, so that E[g g^T] is the Fisher information of the logits
 
 as in ``mixed/fisher.py``, block by block: one way forward, which leaves what enters each block on the disk, and one way back.
+
+An encoder has no p. Of the states h that leave it
+
+    1 - cos(h, h + d) ~ |P d|^2 / (2 |h|^2),   P = 1 - h h^T / |h|^2,   and so g = P v / |h|
 """
 
 from __future__ import annotations
@@ -20,7 +24,6 @@ from whet.compress.checkpoint.checkpoint import Checkpoint
 from whet.compress.checkpoint.hidden import Hidden
 from whet.compress.checkpoint.skeleton import Skeleton
 from whet.compress.checkpoint.text import Windows
-from whet.core.errors import Unsupported
 from whet.core.progress import task
 
 DRAWS, SEED = 4, 0
@@ -38,12 +41,11 @@ def short(windows: Windows) -> Windows:
 
 
 def harms(checkpoint: Checkpoint, windows: Windows, changes: Changes, *, draws: int = DRAWS) -> dict[tuple[str, str], float]:
-    """By (whole name of a linear layer, way), nats of KL divergence a token that rounding this layer alone would cost.
+    """By (whole name of a linear layer, way), nats of KL divergence a token that rounding this layer alone would cost; of an encoder,
+    1 - cosine similarity of a token's states.
 
-    Memory: a block, what its ways add to its weights, and its activations for one window. Raises Unsupported for an encoder.
+    Memory: a block, what its ways add to its weights, and its activations for one window.
     """
-    if checkpoint.family.encoder:
-        raise Unsupported("find what each layer's rounding costs", found="an encoder, which gives no answers", do="use one width for all")
     skeleton = Skeleton(checkpoint)
     shape = (len(windows), windows.length, checkpoint.size(checkpoint.family.embedding)[1])
     with (tempfile.TemporaryDirectory(prefix="whet-") as folder,
@@ -75,16 +77,26 @@ def _forward(skeleton: Skeleton, windows: Windows, entering: Sequence[Hidden]) -
 
 
 def _from_answers(skeleton: Skeleton, last: Hidden, back: Sequence[Hidden], random: torch.Generator) -> None:
-    """What the directions at the logits leave at the output of the last block."""
+    """What the directions at the logits, or at the states, leave at the output of the last block."""
     with skeleton.head() as head, torch.enable_grad():
         for at in range(last.shape[0]):
             hidden = last.read(at, at + 1).requires_grad_()
-            logits = head(hidden)
-            root = torch.softmax(logits.detach(), -1).sqrt()
+            given = head(hidden)
             for file in back:
-                signs = torch.randint(0, 2, root.shape, generator=random).float() * 2 - 1
-                direction = root * (signs - root * (root * signs).sum(-1, keepdim=True))
-                file.write(at, torch.autograd.grad(logits, hidden, direction, retain_graph=True)[0])
+                signs = torch.randint(0, 2, given.shape, generator=random).float() * 2 - 1
+                direction = (_at_states if skeleton.checkpoint.family.encoder else _at_logits)(given.detach(), signs)
+                file.write(at, torch.autograd.grad(given, hidden, direction, retain_graph=True)[0])
+
+
+def _at_logits(logits: Tensor, signs: Tensor) -> Tensor:
+    root = torch.softmax(logits, -1).sqrt()
+    return root * (signs - root * (root * signs).sum(-1, keepdim=True))
+
+
+def _at_states(states: Tensor, signs: Tensor) -> Tensor:
+    size = states.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    unit = states / size
+    return (signs - unit * (unit * signs).sum(-1, keepdim=True)) / size
 
 
 def _of_block(skeleton: Skeleton, index: int, entering: Hidden, back: Sequence[Hidden], changes: Changes) -> dict[tuple[str, str], float]:

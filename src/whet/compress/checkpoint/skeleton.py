@@ -246,9 +246,12 @@ def _built(checkpoint: Checkpoint) -> nn.Module:
     from transformers import AutoModel, AutoModelForCausalLM
 
     config = settings_of(checkpoint)
-    kind = AutoModel if checkpoint.family.encoder else AutoModelForCausalLM
+    encoder = checkpoint.family.encoder
+    kind = AutoModel if encoder else AutoModelForCausalLM
+    # What pools the first token stands behind the states that are looked at here, and many encoders' files lack it.
+    options = {"add_pooling_layer": False} if encoder else {}
     with _parameters_on_meta(), _said_of_config(checkpoint):
-        model = kind.from_config(config, dtype=torch.float32)
+        model = kind.from_config(config, dtype=torch.float32, **options)
     return model.eval().requires_grad_(False)
 
 

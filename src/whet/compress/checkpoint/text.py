@@ -50,7 +50,8 @@ def windows_of(checkpoint: Checkpoint, source: Any, *, length: int | None = None
 
     source: a .txt file (one text), a .jsonl file (a text a line, as "text" or as the line itself), a .npy file or an array of tokens
     [n, length], texts, or Windows. length: of a window, default: what the model was made for, at most 2048. most: so many windows, spread
-    over the whole text; default: all. Each window begins with the token for the beginning of a text, where the tokenizer puts one.
+    over the whole text; default: all. Each window begins with the token for the beginning of a text, where the tokenizer puts one; an
+    encoder's has all the marks that its tokenizer puts around a text.
     Raises Refused where there is no tokenizer or too little text.
     """
     if isinstance(source, Windows):
@@ -61,16 +62,17 @@ def windows_of(checkpoint: Checkpoint, source: Any, *, length: int | None = None
         return Windows(_spread(_checked(given, checkpoint, longest), most), False, _name(source))
     length = min(length or LONGEST_WINDOW, longest)
     tokenizer = tokenizer_of(checkpoint)
-    first = _first(tokenizer)
-    ids = [token for text in texts_in(source) for token in (*first, *tokenizer.encode(text, add_special_tokens=False, verbose=False))]
-    ids = ids[len(first) :]  # the first window brings the mark of the first text
-    step = length - len(first)
-    length, step = (length, step) if len(ids) >= step else (len(ids) + len(first), len(ids))
+    first, last = _frame(tokenizer) if checkpoint.family.encoder else (_first(tokenizer), ())
+    between, marks = last or first, len(first) + len(last)
+    ids = [token for text in texts_in(source) for token in (*between, *tokenizer.encode(text, add_special_tokens=False, verbose=False))]
+    ids = ids[len(between) :]  # the first window brings the marks of the first text
+    step = min(length - marks, len(ids))
     if len(ids) < FEWEST_TOKENS:
         raise Refused(f"use the text {_name(source)}", found=f"{len(ids)} tokens", do=f"give at least {FEWEST_TOKENS}; 100,000 are usual")
     count = len(ids) // step
     cut = torch.tensor(ids[: count * step]).reshape(count, step)
-    whole = torch.cat([torch.tensor(first, dtype=torch.int64).expand(count, -1), cut], 1)
+    before, behind = (torch.tensor(each, dtype=torch.int64).expand(count, -1) for each in (first, last))
+    whole = torch.cat([before, cut, behind], 1)
     return Windows(_spread(whole, most), bool(first), _name(source))
 
 
@@ -181,6 +183,13 @@ def _first(tokenizer: Any) -> Sequence[int]:
     start = tokenizer.bos_token_id
     with_special = tokenizer.encode("a")
     return (start,) if start is not None and with_special[:1] == [start] else ()
+
+
+def _frame(tokenizer: Any) -> tuple[Sequence[int], Sequence[int]]:
+    """What the tokenizer puts before a text and behind it ([CLS] and [SEP])."""
+    whole, bare = tokenizer.encode("a"), tokenizer.encode("a", add_special_tokens=False)
+    at = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), None)
+    return ((), ()) if at is None else (whole[:at], whole[at + len(bare) :])
 
 
 def _name(source: Any) -> str:

@@ -28,7 +28,7 @@ FEW_CHANGES = 5  # up to so many changed answers, too many bootstrap samples hol
 def measured(metric: Metric, scored: Scored, n: int, level: float, seed: int) -> Three:
     """(parent, candidate, drop) of ``n`` samples; the intervals are two-sided of confidence ``level``."""
     parent, candidate, drop = (_of_whole if scored.whole else _of_samples)(metric, scored, n, level, seed)
-    return parent, _decibels(candidate) if metric.name == "sqnr_db" else candidate, drop
+    return parent, decibels(candidate) if metric.name == "sqnr_db" else candidate, drop
 
 
 def discordant(metric: Metric, scored: Scored) -> tuple[int | None, int | None]:
@@ -105,7 +105,7 @@ def _no_parent(metric: Metric) -> Measurement:
     return Measurement(metric.name, None, direction=metric.direction, why="it compares the candidate with this parent")
 
 
-def _decibels(energy: Measurement) -> Measurement:
+def decibels(energy: Measurement) -> Measurement:
     """SQNR = -10 log10(error energy / signal energy), with the ends of the interval exchanged."""
     value, interval = energy.value, energy.interval
     if not value:

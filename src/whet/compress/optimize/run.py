@@ -35,7 +35,7 @@ from whet.core.recipe import Recipe
 from whet.core.target import Target
 from whet.device.machine import describe, stamp
 
-DEFAULT_LOSS = "kl<0.02"  # of a language model, where the caller says nothing
+DEFAULT_LOSS = {False: "kl<0.02", True: "cosine<0.01"}  # of a language model, where the caller says nothing; of an encoder, True
 
 
 def optimize(model: Any, *, data: Any, out: str | os.PathLike[str], calibration: Any = None, metric: str | Callable[..., Any] | None = None,
@@ -46,9 +46,10 @@ def optimize(model: Any, *, data: Any, out: str | os.PathLike[str], calibration:
     """Find the best version of ``model`` for ``target``, measure everything, and ship nothing that is worse than asked.
 
     model: whatever ``whet.load`` takes, or the folder of a language model: then data and calibration are text, the goal is size, and
-    max_drop is "kl<0.02" or "nats<0.02" (a number is nats). data: samples to judge by (see ``whet.load_data``); with labels ``metric``
-    is "accuracy" by default, without labels "fidelity" to the original. calibration: samples to find ranges by, which must not be
-    among ``data``; where none are given they are split off ``data``. minimize: latency (the default), size, memory or energy.
+    max_drop is "kl<0.02" or "nats<0.02" (a number is nats), of an encoder "cosine<0.01" or "sentence<0.01" (a number is the first).
+    data: samples to judge by (see ``whet.load_data``); with labels ``metric`` is "accuracy" by default, without labels
+    "fidelity" to the original. calibration: samples to find ranges by, which must not be among ``data``; where none are given they are
+    split off ``data``. minimize: latency (the default), size, memory or energy.
     max_drop: how much of the metric may be lost, 0.01 = one point of accuracy; the one-sided bound of the drop at ``confidence`` is
     what must be below it. seconds: of timing, for each candidate. time_budget_s: no trial begins after that; None tries all.
 
@@ -58,13 +59,14 @@ def optimize(model: Any, *, data: Any, out: str | os.PathLike[str], calibration:
     """
     language = checkpoint_in(model)
     if language is not None:
+        usual = DEFAULT_LOSS[encoder := language.family.encoder]
         if metric is not None or minimize not in (None, "size") or any((max_latency_ms, max_size_bytes, max_memory_bytes)):
             raise Refused("optimise a language model by more than its size and what it loses", found="only these are measured",
-                          do='leave the metric and other limits out, minimize "size", and ask for max_drop="kl<0.02"')
+                          do=f'leave the metric and other limits out, minimize "size", and ask for max_drop="{usual}"')
         from whet.compress.checkpoint.optimize import optimize_checkpoint
 
         return optimize_checkpoint(language, data=data, calibration=calibration, out=Path(out), target=as_target(target), seed=seed,
-                                   gate=loss_gate(DEFAULT_LOSS if max_drop is None else max_drop), confidence=confidence,
+                                   gate=loss_gate(usual if max_drop is None else max_drop, encoder=encoder), confidence=confidence,
                                    time_budget_s=time_budget_s, command=command)
     if isinstance(max_drop, str):
         raise Refused(f"lose no more than {max_drop!r}", found="a graph, whose metric is chosen by name",

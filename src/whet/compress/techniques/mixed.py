@@ -32,8 +32,8 @@ def mixed(view: Sensitivities, target: Target, *,
     Needs: calibration.
     Cost: one pass of 32 windows of 128 tokens through the model and four back; a block with what each width adds to its weights in
     memory. Then an integer program of a few hundred numbers, and what ``by`` costs.
-    Limits: language models that predict tokens. Harms of layers are added up, and they are those of plain rounding on searched grids,
-    whatever ``by`` does better. Files of layers with different bits are read by fewer programs.
+    Limits: language models, and encoders by their states. Harms of layers are added up, and they are those of plain rounding on searched
+    grids, whatever ``by`` does better. Files of layers with different bits are read by fewer programs.
 
     Least sum of KL_l(b_l) over the layers l with sum n_l b_l <= average * sum n_l, b_l among ``widths``, n_l numbers in layer l.
     """

@@ -40,8 +40,9 @@ def open_folder(folder: Path) -> ModelFolder:
     """What is in ``folder``. Raises Refused where it holds no exported language model, or a config that lacks something."""
     path = folder / CONFIG_NAME
     if not path.is_file():
-        plain = (folder / "config.json").is_file()
-        raise Refused(f"run {folder}", found="a checkpoint, which needs PyTorch" if plain else f"no {CONFIG_NAME} in it",
+        plain, graph = (folder / "config.json").is_file(), (folder / "model.onnx").is_file()
+        bare = f"no {CONFIG_NAME} in it" + (", as an encoder has none, which writes no text" if graph else "")
+        raise Refused(f"run {folder}", found="a checkpoint, which needs PyTorch" if plain else bare,
                       do="give a folder that `whet export --to onnx` wrote, or a .gguf file")  # fmt: skip
     try:
         return _folder(folder, json.loads(path.read_text(encoding="utf-8"))["model"])

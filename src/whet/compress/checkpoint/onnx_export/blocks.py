@@ -11,6 +11,7 @@ import onnx_ir as ir
 from whet.compress.checkpoint.checkpoint import Checkpoint
 from whet.compress.checkpoint.onnx_export.decoder import Attention, Decoder
 from whet.compress.checkpoint.onnx_export.drawing import MICROSOFT, Drawing
+from whet.compress.checkpoint.onnx_export.norms import Norms, activated
 from whet.compress.checkpoint.onnx_export.products import Products
 from whet.core.progress import task
 
@@ -23,6 +24,7 @@ class Blocks:
 
     def __init__(self, checkpoint: Checkpoint, decoder: Decoder, drawing: Drawing, products: Products) -> None:
         self._checkpoint, self._decoder, self._drawing, self._products = checkpoint, decoder, drawing, products
+        self._norms = Norms(checkpoint, drawing, kind=decoder.norm, epsilon=decoder.epsilon, offset=decoder.norm_offset)
 
     def draw(self) -> None:
         """The whole graph: inputs input_ids, attention_mask, position_ids where needed and the cache; outputs logits and the cache."""
@@ -32,7 +34,7 @@ class Blocks:
         self._positions = drawing.input("position_ids", _INT64, ["batch", "tokens"]) if self._decoder.reads_positions else None
         self._lengths = self._counted(mask)
         hidden = self._embedded(ids)
-        normed = self._norm(hidden, self._norm_before(0))
+        normed = self._norms.norm(hidden, self._norm_before(0))
         with task("export", len(blocks) + 1) as progress:
             for index, attention in enumerate(blocks):
                 normed, hidden = self._block(normed, hidden, index, attention)
@@ -45,15 +47,15 @@ class Blocks:
         parts, name = self._decoder.parts, self._checkpoint.block_name(index)
         attended = self._only(self._attended(normed, index, attention), f"{name}.{parts.out}")
         if parts.after_attention:
-            attended = self._norm(attended, f"{name}.{parts.after_attention}")
+            attended = self._norms.norm(attended, f"{name}.{parts.after_attention}")
         if parts.between:
-            normed, hidden = self._added(hidden, attended, f"{name}.{parts.between}")
+            normed, hidden = self._norms.added(hidden, attended, f"{name}.{parts.between}")
         fed = self._fed_forward(normed, name)
         if parts.after_feed_forward:
-            fed = self._norm(fed, f"{name}.{parts.after_feed_forward}")
+            fed = self._norms.norm(fed, f"{name}.{parts.after_feed_forward}")
         if not parts.between:
             fed = self._drawing.one("Add", [attended, fed], f"{name}.sum")
-        return self._added(hidden, fed, self._norm_before(index + 1))
+        return self._norms.added(hidden, fed, self._norm_before(index + 1))
 
     def _attended(self, normed: ir.Value, index: int, attention: Attention) -> ir.Value:
         """GroupQueryAttention over the cache. Rotation inside it where its kernel can, else in front."""
@@ -96,7 +98,7 @@ class Blocks:
     def _head_norm(self, value: ir.Value, module: str) -> ir.Value:
         """The norm of each head by itself."""
         heads, flat = (self._drawing.number(shape, np.int64) for shape in ([0, 0, -1, self._decoder.head_dim], [0, 0, -1]))
-        normed = self._norm(self._drawing.one("Reshape", [value, heads], f"{module}.heads"), module)
+        normed = self._norms.norm(self._drawing.one("Reshape", [value, heads], f"{module}.heads"), module)
         return self._drawing.one("Reshape", [normed, flat], f"{module}.flat")
 
     def _rotated(self, value: ir.Value, angles: str, heads: int, name: str) -> ir.Value:
@@ -119,18 +121,10 @@ class Blocks:
         made = self._products.product(normed, [f"{name}.{part}" for part in parts.widen])
         if parts.gated and len(made) == 1:
             made = self._drawing.add("Split", made, f"{name}.gate_up", count=2, axis=-1, num_outputs=2)
-        wide = self._activated(made[0], f"{name}.activation")
+        wide = activated(self._drawing, self._decoder.activation, made[0], f"{name}.activation")
         if parts.gated:
             wide = self._drawing.one("Mul", [wide, made[1]], f"{name}.gated")
         return self._only(wide, f"{name}.{parts.narrow}")
-
-    def _activated(self, value: ir.Value, name: str) -> ir.Value:
-        kind = self._decoder.activation
-        if kind == "silu":  # x * sigmoid(1 * x)
-            return self._drawing.one("QuickGelu", [value], name, domain=MICROSOFT, alpha=1.0)
-        if kind == "gelu_tanh":
-            return self._drawing.one("Gelu", [value], name, approximate="tanh")
-        return self._drawing.one("Relu" if kind == "relu" else "Gelu", [value], name)
 
     def _embedded(self, ids: ir.Value) -> ir.Value:
         family = self._checkpoint.family
@@ -166,24 +160,3 @@ class Blocks:
         """The norm in front of block ``index``; behind the last block the final one."""
         final = index == len(self._decoder.blocks)
         return self._checkpoint.family.norm if final else f"{self._checkpoint.block_name(index)}.{self._decoder.parts.before}"
-
-    def _norm(self, value: ir.Value, module: str) -> ir.Value:
-        rms = self._decoder.norm == "rms"
-        op = "SimplifiedLayerNormalization" if rms else "LayerNormalization"
-        return self._drawing.one(op, [value, *self._factors(module)], module, axis=-1, epsilon=self._decoder.epsilon)
-
-    def _added(self, hidden: ir.Value, more: ir.Value, module: str) -> tuple[ir.Value, ir.Value]:
-        """(norm of hidden + more, hidden + more) in one operator."""
-        op = "SkipSimplifiedLayerNormalization" if self._decoder.norm == "rms" else "SkipLayerNormalization"
-        normed, mean, deviation, total = self._drawing.add(op, [hidden, more, *self._factors(module)], module, count=4, domain=MICROSOFT,
-                                                           epsilon=self._decoder.epsilon)  # fmt: skip
-        self._drawing.unused(mean)
-        self._drawing.unused(deviation)
-        return normed, total
-
-    def _factors(self, module: str) -> list[ir.Value]:
-        """The norm's weight, what the family adds to it added, and its bias where it has one."""
-        weight = self._checkpoint.tensor(f"{module}.weight").float() + self._decoder.norm_offset
-        bias = f"{module}.bias"
-        rest = [self._drawing.weight(bias, self._checkpoint.tensor(bias).float())] if bias in self._checkpoint.entries else []
-        return [self._drawing.weight(f"{module}.weight", weight), *rest]

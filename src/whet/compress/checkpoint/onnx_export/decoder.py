@@ -11,6 +11,7 @@ from typing import Any
 
 from whet.compress.checkpoint.checkpoint import Checkpoint
 from whet.compress.checkpoint.onnx_export.angles import Angles, angles_of
+from whet.compress.checkpoint.onnx_export.norms import ACTIVATIONS
 from whet.core.errors import Unsupported
 
 
@@ -48,8 +49,6 @@ PARTS = {
     "gpt2": Parts(("attn.c_attn",), "attn.c_proj", "ln_1", "ln_2", ("mlp.c_fc",), "mlp.c_proj", gated=False),
 }  # fmt: skip
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3_text", "phi", "phi3", "gpt2")
-_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
-                "gelu_fast": "gelu_tanh", "relu": "relu"}  # fmt: skip
 # What some config.json turn on and the graph has no nodes for.
 _SWITCHES = ("scale_attn_by_inverse_layer_idx", "add_cross_attention", "use_bidirectional_attention", "qk_layernorm")
 
@@ -142,9 +141,9 @@ def _check(config: Mapping[str, Any], kind: str) -> None:
 
 def _activation(config: Mapping[str, Any]) -> str:
     name = next(config[key] for key in ("hidden_activation", "hidden_act", "activation_function") if config.get(key))
-    if name not in _ACTIVATIONS:
+    if name not in ACTIVATIONS:
         raise _unsupported(f'the activation "{name}"')
-    return _ACTIVATIONS[name]
+    return ACTIVATIONS[name]
 
 
 def _attention(config: Mapping[str, Any], kind: str, index: int, tables: Mapping[str, Angles]) -> Attention:

@@ -39,8 +39,8 @@ class Drawing:
     Weights are written to ``folder``/model.onnx.data at once. Small constants (shapes, indices) stay in the graph.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, name: str = "decoder") -> None:
+        self._folder, self._name = folder, name
         self._inputs: list[ir.Value] = []
         self._outputs: list[ir.Value] = []
         self._nodes: list[ir.Node] = []
@@ -118,7 +118,7 @@ class Drawing:
         self._file.flush()
         os.fsync(self._file.fileno())
         graph = ir.Graph(self._inputs, self._outputs, nodes=self._nodes, initializers=list(self._constants.values()), opset_imports=OPSETS,
-                         name="decoder")  # fmt: skip
+                         name=self._name)  # fmt: skip
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="whet", metadata_props=dict(about))
         (self._folder / MODEL_NAME).write_bytes(ir.to_proto(model).SerializeToString())
 

@@ -1,4 +1,4 @@
-"""Writing a checkpoint as a folder that onnxruntime and onnxruntime-genai run: the graph, its weights, the tokenizer and its config."""
+"""Writing a checkpoint as a folder that onnxruntime runs, a decoder onnxruntime-genai too: graph, weights, tokenizer, config."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from whet.compress.checkpoint.checkpoint import Checkpoint
 from whet.compress.checkpoint.onnx_export.blocks import PAST, PRESENT, Blocks
 from whet.compress.checkpoint.onnx_export.decoder import Decoder, decoder_of
 from whet.compress.checkpoint.onnx_export.drawing import MODEL_NAME, Drawing
+from whet.compress.checkpoint.onnx_export.encoder import Encoder, EncoderBlocks, encoder_of
 from whet.compress.checkpoint.onnx_export.products import Products
 from whet.compress.checkpoint.text import special_tokens
 from whet.core.document import Document, FrozenMap
@@ -20,8 +21,8 @@ from whet.core.errors import Refused
 from whet.device.files import new_folder
 
 GENAI_CONFIG_NAME = "genai_config.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "tokenizer.model",
-                   "chat_template.jinja", "generation_config.json")  # fmt: skip
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "vocab.txt", "merges.txt",
+                   "tokenizer.model", "chat_template.jinja", "generation_config.json")  # fmt: skip
 ACCURACY_LEVELS = (0, 1, 4)
 
 
@@ -43,7 +44,7 @@ class OnnxReport(Document):
 
 
 def export_onnx(checkpoint: Checkpoint, folder: str | Path, *, accuracy_level: int = 4, cache: str = "float32") -> OnnxReport:
-    """Write ``checkpoint`` into ``folder``: model.onnx, model.onnx.data, genai_config.json and the tokenizer's files.
+    """Write ``checkpoint`` into ``folder``: model.onnx, model.onnx.data, the tokenizer's files, and genai_config.json but for an encoder.
 
     Rounded layers keep their codes and scales exactly and are computed by MatMulNBits; the embedding by GatherBlockQuantized, from the same
     bytes where the head is tied to it. Plain weights keep their dtype on disk and are computed in float32. accuracy_level: how MatMulNBits
@@ -59,14 +60,17 @@ def export_onnx(checkpoint: Checkpoint, folder: str | Path, *, accuracy_level: i
                       do="use 4 for speed, or 0 for float32 arithmetic")  # fmt: skip
     if cache != "float32":
         raise Refused(f'export with a cache of "{cache}"', found="keys and values are kept in float32", do='use cache="float32"')
-    decoder = decoder_of(checkpoint)
+    made = encoder_of(checkpoint) if checkpoint.family.encoder else decoder_of(checkpoint)
     with new_folder(Path(folder)) as beside:
-        with Drawing(beside) as drawing:
+        with Drawing(beside, "encoder" if isinstance(made, Encoder) else "decoder") as drawing:
             products = Products(checkpoint, drawing, accuracy_level)
-            Blocks(checkpoint, decoder, drawing, products).draw()
+            blocks = EncoderBlocks(checkpoint, made, drawing, products) if isinstance(made, Encoder) else (
+                Blocks(checkpoint, made, drawing, products))
+            blocks.draw()
             drawing.save({"whet.accuracy_level": str(accuracy_level)})
         remarks = products.remarks + _copy_tokenizer(checkpoint, beside)
-        (beside / GENAI_CONFIG_NAME).write_text(json.dumps(_genai_config(checkpoint, decoder), indent=2) + "\n", encoding="utf-8")
+        if isinstance(made, Decoder):
+            (beside / GENAI_CONFIG_NAME).write_text(json.dumps(_genai_config(checkpoint, made), indent=2) + "\n", encoding="utf-8")
         sizes = FrozenMap({file.name: file.stat().st_size for file in sorted(beside.iterdir())})
     return OnnxReport(sizes, FrozenMap(products.kernels), accuracy_level, remarks)
 
@@ -78,14 +82,15 @@ def _copy_tokenizer(checkpoint: Checkpoint, folder: Path) -> tuple[str, ...]:
             shutil.copyfile(checkpoint.folder / name, folder / name)
     if (folder / TOKENIZER_FILES[0]).is_file():
         return ()
+    late = "texts must be made tokens elsewhere" if checkpoint.family.encoder else "whet run will not take a text"
     if not checkpoint.has_tokenizer:
-        return ("the checkpoint has no tokenizer: whet run will not take a text",)
+        return (f"the checkpoint has no tokenizer: {late}",)
     from transformers import AutoTokenizer
 
     try:
         AutoTokenizer.from_pretrained(checkpoint.folder).backend_tokenizer.save(str(folder / TOKENIZER_FILES[0]))
     except Exception as error:  # whatever a foreign tokenizer's conversion may raise
-        return (f"its tokenizer could not be made a tokenizer.json ({type(error).__name__}): whet run will not take a text",)
+        return (f"its tokenizer could not be made a tokenizer.json ({type(error).__name__}): {late}",)
     return ()
 
 

@@ -152,7 +152,7 @@ def wrong_words(words: list[str], group: click.Group) -> Iterator[str]:
     command: click.Command = group
     for position, word in enumerate(words[1:]):
         if word.startswith("-") and word != "-" and not re.fullmatch(r"-[\d.]+", word):
-            context = click.Context(command)
+            context = click.Context(command, **group.context_settings)  # whose names of --help a command keeps
             flags = {flag for option in command.get_params(context) for flag in [*option.opts, *option.secondary_opts]}
             if word.split("=")[0] not in flags:
                 yield f"{' '.join(words[: position + 1])}: no flag {word}"

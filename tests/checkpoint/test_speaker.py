@@ -195,7 +195,7 @@ def test_inputs_are_rounded_where_the_folder_says_so(models: Models, tmp_path: P
         with torch.no_grad():
             logits = streamed(Skeleton(made), row)[0, -2].double()
         assert found[-1] == pytest.approx(float(logits.log_softmax(-1)[row[0, -1]]), abs=1e-4)
-    assert abs(found[0] - found[1]) > 1e-3
+    assert abs(found[0] - found[1]) > 3e-4
 
 
 def test_a_start_is_needed_for_texts_without_context(models: Models, tmp_path: Path) -> None:

@@ -92,3 +92,21 @@ def test_layers_that_read_one_tensor_may_have_different_bits(models: Models, tmp
     made = apply_to_checkpoint(open_checkpoint(models("qwen3")), Recipe(steps), HOST, out=tmp_path / "out",
                                calibration=saved_tokens(tmp_path))
     assert {name.rpartition(".")[2]: layout.bits for name, layout in made.layouts.items()} == {"q_proj": 8, "k_proj": 3, "v_proj": 3}
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_layer_that_is_rounded_already_takes_no_factors(models: Models, tmp_path: Path, at_once: bool) -> None:
+    """They would be lost: its codes are written, and it is not rounded again."""
+    up = Step("rtn", ("*.up_proj",), options=FrozenMap({"bits": 8}))
+    down = Step("awq", ("*.down_proj",), options=FrozenMap({"bits": 8, "block": 16}))
+    text, checkpoint = saved_tokens(tmp_path), open_checkpoint(models("llama"))
+    half = apply_to_checkpoint(checkpoint, Recipe((up,)), HOST, out=tmp_path / "half")
+    made = (apply_to_checkpoint(checkpoint, Recipe((up, down)), HOST, out=tmp_path / "made", calibration=text) if at_once else
+            apply_to_checkpoint(half, Recipe((down,)), HOST, out=tmp_path / "made", calibration=text))
+    assert len(made.layouts) == 6
+    for name in half.layouts:
+        assert torch.equal(made.weight(name), half.weight(name))
+    ids = tokens(4, rows=ROWS, seed=5)
+    with torch.no_grad():
+        wanted, found = (with_weights_of(model, checkpoint.folder)(ids).logits for model in (half, made))
+    assert float((found - wanted).norm() / wanted.norm()) < 0.02

@@ -10,6 +10,14 @@ ROTATE, BITS = "checkpoint/test_rotate.py", "checkpoint/test_mixed_bits.py"
 MISTAKES = (
     # -- awq
     Mistake(
+        "factors into a layer that is rounded already",
+        "compress/checkpoint/shows.py",
+        "return not maker or name in options or (name not in",
+        "return not maker or name in options or (name or name not in",
+        BLOCKS,
+        "takes_no_factors",
+    ),
+    Mistake(
         "factors of awq not divided out of the error",
         "compress/techniques/awq.py",
         "lost = weight - fake_quantise(scaled, grid) / factors",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -25,10 +25,15 @@ if TYPE_CHECKING:
               help="onnx; for language models also gguf (llama.cpp) and hf (transformers).")  # fmt: skip
 @click.option("--kind", default="auto", show_default=True, metavar="NAME",
               help="Of gguf: auto keeps codes as they are, q4_k_m and the like round to llama.cpp's mixes.")  # fmt: skip
+@click.option("--accuracy-level", type=click.Choice(("0", "1", "4")), default="4", show_default=True,
+              help="Of a language model in onnx: 4 rounds what packed layers read to int8; 0 and 1 compute in float32, "
+                   "slowly.")  # fmt: skip
+@click.option("--check/--no-check", default=True, show_default=True,
+              help="Ask a language model and its export the same tokens, and tell the difference.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace a file that is there already.")
 @options.standard
 def command(screen: Screen, model: str, weights: str | None, shapes: Sequence[Shape], out: str, format_name: str, kind: str,
-            force: bool) -> None:  # fmt: skip
+            accuracy_level: str, check: bool, force: bool) -> None:  # fmt: skip
     """Write MODEL, which may be an artifact, a language model's folder or package.module:callable, for a runtime.
 
     Session options that the runtime must be given, so that it computes what was measured, are told. A language model becomes a folder
@@ -51,7 +56,7 @@ def command(screen: Screen, model: str, weights: str | None, shapes: Sequence[Sh
         raise Ending(f"write {place}: it exists. use --force to replace it", REFUSED)
     language = checkpoint_in(model)
     if language is not None:
-        return _language(screen, language, place, format_name, kind)
+        return _language(screen, language, place, format=format_name, kind=kind, accuracy_level=int(accuracy_level), check=check)
     with screen.working():
         graph = whet.load(model_of(model, weights, shapes))
         whet.export(graph, place, format=format_name)
@@ -64,9 +69,9 @@ def command(screen: Screen, model: str, weights: str | None, shapes: Sequence[Sh
         screen.line(f"give the runtime the session option {name} = {value}", "yellow")
 
 
-def _language(screen: Screen, model: Checkpoint, place: Path, format_name: str, kind: str) -> None:
+def _language(screen: Screen, model: Checkpoint, place: Path, **asked: Any) -> None:
     from whet.compress.export import export_language
 
     with screen.working():
-        report = export_language(model, place, format=format_name, kind=kind)
-    show_exported(screen, place, format_name, report)
+        found = export_language(model, place, **asked)
+    show_exported(screen, place, asked["format"], found)

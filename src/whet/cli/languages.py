@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 from whet.cli.screen import Column, Screen
 
 if TYPE_CHECKING:
+    from whet.compress.checkpoint.agreement import Agreement
     from whet.compress.checkpoint.compare import LanguageComparison
     from whet.compress.checkpoint.gguf import GgufReport
     from whet.compress.checkpoint.hf_export import HfReport
     from whet.compress.checkpoint.onnx_export import OnnxReport
     from whet.compress.checkpoint.states import EncoderComparison
     from whet.compress.checkpoint.tasks import TaskComparison
+    from whet.compress.export import Exported
     from whet.core.inventory import Inventory
     from whet.core.measurement import Measurement
 
@@ -106,16 +108,28 @@ def show_applied(screen: Screen, place: Path, before: Inventory, after: Inventor
     screen.remark(f"what it lost: whet compare ORIGINAL {place} --data eval.txt")
 
 
-def show_exported(screen: Screen, place: Path, format_name: str, report: OnnxReport | GgufReport | HfReport) -> None:
-    """What was written, and what is not exactly what the checkpoint holds."""
+def show_exported(screen: Screen, place: Path, format_name: str, found: Exported) -> None:
+    """What was written, what is not exactly what the checkpoint holds, and how it answers."""
     from whet.compress.report.numbers import BYTES, number
 
-    notes = exported_notes(report)
+    report, notes = found.report, exported_notes(found.report)
     if screen.as_json:
-        return screen.document({"written": str(place), "format": format_name, "size_bytes": report.size_bytes, "notes": list(notes)})
-    screen.facts({"written": str(place), "size": number(report.size_bytes, BYTES)})
+        told = {} if found.agreement is None else {"agreement": found.agreement.to_plain()}
+        return screen.document({"written": str(place), "format": format_name, "size_bytes": report.size_bytes, "notes": list(notes),
+                                **told})  # fmt: skip
+    facts = {"written": str(place), "size": number(report.size_bytes, BYTES)}
+    screen.facts(facts if found.agreement is None else {**facts, "agreement": agreed(found.agreement)})
     for note in notes:
         screen.remark(f"note: {note}")
+
+
+def agreed(found: Agreement) -> str:
+    """How the export answers beside the checkpoint, in a sentence."""
+    if found.why:
+        return f"not compared: {found.why}"
+    what = f"cosine lost {found.cosine_lost:.2g}" if found.cosine_lost is not None else (
+        f"KL {found.kl or 0.0:.2g} nats, same top token {found.same_top_token or 0.0:.1%}")
+    return f"{what}, numbers differ by at most {found.largest or 0.0:.2g} ({found.tokens} drawn tokens)"
 
 
 def exported_notes(report: OnnxReport | GgufReport | HfReport) -> tuple[str, ...]:

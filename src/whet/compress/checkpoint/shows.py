@@ -58,7 +58,7 @@ def together(block: BlockAtWork, used: Technique, options: Options, target: Targ
     that are rounded too; then each is rounded as it stands.
     """
     for readers, chosen in _chosen(block, options):
-        if chosen == list(readers.layers) and movable(block.skeleton.checkpoint, readers):
+        if chosen == list(readers.layers) and movable(block.skeleton.checkpoint, readers) and _may_change(block, readers.maker, options):
             found: Scaled = used.apply(_shared(block, readers, chosen, flow, True), target, **options[block.whole(chosen[0])])
             if found.factors is not None:
                 move(block, readers, torch.from_numpy(found.factors))
@@ -70,6 +70,12 @@ def together(block: BlockAtWork, used: Technique, options: Options, target: Targ
             for layer in alike:
                 _put(block, layer, found.changes[block.whole(layer)])
             chosen = [layer for layer in chosen if layer not in alike]
+
+
+def _may_change(block: BlockAtWork, maker: str, options: Options) -> bool:
+    """Whether the numbers of a layer in front may become others: it is not rounded, or will be again. "": a norm is in front."""
+    name = block.whole(maker)
+    return not maker or name in options or (name not in block.rounded and name not in block.skeleton.checkpoint.layouts)
 
 
 def _chosen(block: BlockAtWork, options: Options) -> Iterator[tuple[Readers, list[str]]]:

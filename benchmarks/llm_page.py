@@ -93,8 +93,8 @@ The linear layers of the blocks are rounded, table and head are not. The float m
   checkpoint (milliseconds here). peak: most resident memory of that process; added: what of it came on top of the imported libraries.
 - Layers have 64 columns, one in each block 172, which 32 and 128 do not divide: Whet and onnxruntime end in a shorter group, HQQ and
   bitsandbytes lay groups over the flattened weight, the others cannot; the notes say what they were given in its place.
-- gptq+tune-text learns from the text's own tokens beside the float model's answers: what it gains in nats over gptq+tune is partly fine-tuning
-  on text of this kind, as its KL shows. No peer here does that.
+- gptq+tune-text learns from the text's own tokens beside the float model's answers: what it gains in nats over gptq+tune is partly
+  fine-tuning on text of this kind, as its KL shows. No peer here does that.
 - A model of this size shows quality and overheads; what large layers cost is in llm_block.py and llm_shapes.py.
 
 | environment | versions |

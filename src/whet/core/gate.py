@@ -33,6 +33,7 @@ LOSSES = {"kl": "kl", "nats": "drop", "drop": "drop"}
 STATE_LOSSES = {"cosine": "drop", "sentence": "sentence_drop", "drop": "drop"}
 """The same of an encoder, whose states may move: the cosine similarity of tokens, and of means over sentences."""
 
+
 def loss_gate(asked: float | str, *, encoder: bool | None = None) -> Gate:
     """The gate of "kl<0.02", "nats<0.02" or a number, which is a drop of the metric; of an encoder "cosine<0.01" (1 - cosine of the states
     of tokens), "sentence<0.01" or a number, which is the first. encoder: None where the model is not known yet. Raises Refused.

@@ -33,7 +33,7 @@ PATH = os.pathsep.join([str(Path(whet.__path__[0]).parent), *filter(None, [os.en
 
 
 def killed(model: Path, folder: Path, steps: Steps, kills: list[tuple[float, ...]]) -> dict[str, Any]:
-    calibration = None if steps[-1][0] == "rtn" else str(saved_tokens(folder))
+    calibration = None if {step[0] for step in steps} == {"rtn"} else str(saved_tokens(folder))
     request = {"model": str(model), "folder": str(folder), "steps": steps, "calibration": calibration, "kills": kills}
     (folder / "request.json").write_text(json.dumps(request))
     done = subprocess.run([sys.executable, killed_runs.__file__, folder / "request.json"], capture_output=True, text=True, check=False,

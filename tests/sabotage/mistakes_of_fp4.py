@@ -34,8 +34,8 @@ MISTAKES = (
     Mistake(
         "fp4 for every layer with a weight",
         "compress/techniques/fp4.py",
-        "if found.applies else found",
-        "if layer.weight_shape else found",
+        'replace(found, weights="fp4") if found.applies else found',
+        'replace(found, weights="fp4", applies=True)',
         CODEBOOK,
         "foresees",
     ),

@@ -37,8 +37,8 @@ MISTAKES = (
     # -- search
     Mistake("ranges of the start are forgotten", _SEARCH, "before), start.base.options,", "before), Outline().options,", SEARCH,
             "corrections_stand"),
-    Mistake("corrected biases of the start are forgotten", _SEARCH, "start.base.after or behind)", "behind)", SEARCH,
-            "does_not_correct_them_twice"),
+    Mistake("biases that the start corrects are corrected again in name", _SEARCH, "new = () if start.base.after else behind",
+            "new = behind", SEARCH, "does_not_correct_them_twice"),
     Mistake("the layers of most bits are learned", _SEARCH, "least = min(bits)", "least = max(bits)", SEARCH, "fewest_bits"),
     # -- choose
     Mistake(

@@ -246,8 +246,8 @@ MISTAKES = (
         "compress/layer_products.py",
         ".unflatten(1 + rank, (groups, -1))",
         ".unflatten(1 + rank, (-1, groups)).transpose(1 + rank, 2 + rank)",
-        GPTQ,
-        "every_operator_is_rounded",
+        STREAMS,
+        "columns_are or added_once",
     ),
     Mistake(
         "a position of one sample fetched from another",

@@ -101,6 +101,14 @@ def test_memory_grows_with_the_largest_layer_and_time_with_calibration(models: M
     assert {each.source for each in few.costs} == {"estimated"}
 
 
+def test_a_table_that_is_copied_counts_where_nothing_else_is_large(models: Models) -> None:
+    small, large = models("llama"), models("llama", vocab_size=5000)
+    copied, rounded = ([cost(planned(each, recipe), "working_bytes") for each in (small, large)]
+                       for recipe in (step("rtn"), step("rtn", "op:Linear", "op:Embedding", "op:Head")))
+    assert copied[1] - copied[0] == pytest.approx(1.3 * (5000 - 96) * 32 * 4)
+    assert rounded[1] < copied[1]
+
+
 def test_nothing_is_worked_on(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     from whet.compress.checkpoint.tensor_files import TensorFile
 

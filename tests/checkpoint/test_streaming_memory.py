@@ -13,6 +13,7 @@ import torch
 from tests.checkpoint.made_up_models import config_of, made_up
 from tests.checkpoint.test_killed_runs import PATH
 
+import whet as library
 from whet.compress.checkpoint import open_checkpoint
 from whet.compress.checkpoint.tensor_writer import Shape, TensorWriter, shards_of
 
@@ -68,5 +69,7 @@ def test_the_peak_of_rounding_is_a_few_layers(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     growth = found["peak"] - found["libraries"]
     assert growth < size / 2, f"{growth / 1e6:.0f} MB more than the libraries take, for a checkpoint of {size / 1e6:.0f} MB"
+    costs = {each.name: each.value for each in library.plan(str(folder), "rtn", options={"bits": 4, "group": 128}).costs}
+    assert abs(costs["working_bytes"] / found["peak"] - 1) < 0.1
     made = open_checkpoint(tmp_path / "out")
     assert len(made.layouts) == 7 * BLOCKS

@@ -415,4 +415,12 @@ MISTAKES = (
         "checkpoint/test_hf_export.py",
         "cannot_read",
     ),
+    Mistake(
+        "tables that are copied forgotten in the plan",
+        f"{PLACE}/plan.py",
+        "max(COPIED * copied + COPYING_BYTES, layer)",
+        "layer",
+        "checkpoint/test_plan_checkpoint.py",
+        "copied_counts",
+    ),
 )

@@ -10,6 +10,7 @@ from whet.compress.checkpoint.hidden import TOKENS_AT_ONCE
 from whet.compress.checkpoint.layers import inventory
 from whet.compress.checkpoint.mixed import foreseen
 from whet.compress.checkpoint.resolve import Resolved, resolve, stored_as, tensors_of, windows_wanted
+from whet.compress.checkpoint.rows import PIECE
 from whet.compress.checkpoint.stored import Layout, shapes
 from whet.compress.checkpoint.tensor_writer import shards_of
 from whet.compress.checkpoint.text import LONGEST_WINDOW
@@ -25,6 +26,8 @@ from whet.core.target import Target
 READ_BYTES_PER_S, ROUND_WEIGHTS_PER_S = 1.5e9, 0.4e9
 LIBRARIES = 550e6  # bytes that torch and transformers take before a model is looked at; torch alone 300e6
 TORCH_ALONE = 300e6
+ROUNDING_LIBRARIES, PIECE_BYTES_A_WEIGHT = 320e6, 64  # where layers are rounded a few rows at a time: libraries, and each of two pieces
+COPIED, COPYING_BYTES = 1.3, 40e6  # what copying a tensor takes, as a multiple of it, and besides
 LEARNING_BYTES_A_WEIGHT = 34  # weights, what is learned, its gradients and moments: measured by docs/techniques/autoround.md
 TUNING_BYTES_A_WEIGHT = (18, 35)  # of the whole model, while scales are tuned, and while the weights move too
 
@@ -79,6 +82,8 @@ def _memory(checkpoint: Checkpoint, steps: Sequence[Resolved]) -> Measurement:
         return _tuning_memory(checkpoint, whole)
     sizes = [checkpoint.size(name) for each in steps for name in each.options]
     largest = max((rows * columns for rows, columns in sizes), default=math.prod(checkpoint.size(checkpoint.family.embedding)))
+    if all(each.used.by_rows for each in steps):
+        return _rounding_memory(checkpoint, {name for each in steps for name in each.options}, largest)
     if all(each.used.needs == "nothing" for each in steps):
         found = TORCH_ALONE + 4 * largest * 3
         return Measurement("working_bytes", found, " B", source="estimated", method="three of the largest layer in float32, and torch")
@@ -95,6 +100,19 @@ def _memory(checkpoint: Checkpoint, steps: Sequence[Resolved]) -> Measurement:
     told = ("a block in float32" if scaled else "codes of a block", "three of its largest layer in float32",
             *(["two Gram matrices"] if grams else []), "activations of 4096 tokens, libraries")
     return Measurement("working_bytes", found, " B", source="estimated", method=", ".join(told))
+
+
+def _rounding_memory(checkpoint: Checkpoint, rounded: set[str], largest: int) -> Measurement:
+    """A few rows at a time: what takes most is the largest layer as it is stored with its codes, or a table that is copied as it is.
+
+    Measured: 0.38 GB for a Llama of 0.4 GB, 0.70 for 13.5 GB, 0.80 for 26 GB (benchmarks/llm_shapes.py, tests/checkpoint).
+    """
+    copied = max((entry.size_bytes for name, (_, entry) in checkpoint.entries.items() if name.removesuffix(".weight") not in rounded),
+                 default=0)
+    layer = 2 * PIECE_BYTES_A_WEIGHT * min(PIECE, largest) + (checkpoint.dtype.itemsize + 2) * largest  # its codes, and those joined
+    found = ROUNDING_LIBRARIES + max(COPIED * copied + COPYING_BYTES, layer)
+    return Measurement("working_bytes", found, " B", source="estimated",
+                       method="the largest layer as it is stored and its codes, or the largest tensor that is copied; libraries")
 
 
 def _tuning_memory(checkpoint: Checkpoint, step: Resolved) -> Measurement:

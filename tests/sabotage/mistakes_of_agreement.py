@@ -8,7 +8,7 @@ PLACE, AGREEMENT = "compress/checkpoint/agreement.py", "checkpoint/test_agreemen
 
 MISTAKES = (
     Mistake(
-        "the divergence the other way round", PLACE, "(one.exp() * (one - other))", "(other.exp() * (other - one))", AGREEMENT, "defined"
+        "the divergence the other way round", PLACE, "divergences(one, other)", "divergences(other, one)", AGREEMENT, "defined"
     ),
     Mistake(
         "the mean difference for the largest",

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax
 
 from whet.compress.checkpoint.checkpoint import CONFIG_NAME, Checkpoint, open_checkpoint
+from whet.compress.checkpoint.compare import divergences
 from whet.compress.checkpoint.gguf.reading import weights_in
 from whet.compress.checkpoint.layers import inventory
 from whet.compress.checkpoint.onnx_export.drawing import MODEL_NAME
@@ -75,9 +76,8 @@ def compared(expected: Tensor, found: Tensor, *, encoder: bool) -> Agreement:
     if encoder:
         return Agreement(len(expected), largest, cosine_lost=float(lost(expected, found).mean()))
     one, other = log_softmax(expected, -1), log_softmax(found, -1)
-    kl = (one.exp() * (one - other)).sum(-1).clamp_min(0.0).mean()
     same = (one.argmax(-1) == other.argmax(-1)).double().mean()
-    return Agreement(len(expected), largest, float(kl), float(same))
+    return Agreement(len(expected), largest, float(divergences(one, other).mean()), float(same))
 
 
 def answers_of(checkpoint: Checkpoint, tokens: Tensor) -> Tensor:

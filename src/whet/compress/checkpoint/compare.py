@@ -138,9 +138,14 @@ def _window(outputs: tuple[Ran, Ran], tokens: Tensor, index: int, skip: int) -> 
         one, other = (log_softmax(ran.head(state[:, begin : begin + chunk])[0].double(), -1)
                       for ran, state in zip(outputs, states, strict=True))
         wanted = answers[begin : begin + chunk, None]
-        found.append((-one.gather(1, wanted)[:, 0], -other.gather(1, wanted)[:, 0], (one.exp() * (one - other)).sum(1).clamp_min(0.0),
+        found.append((-one.gather(1, wanted)[:, 0], -other.gather(1, wanted)[:, 0], divergences(one, other),
                       one.argmax(1) == other.argmax(1)))
     return tuple(torch.cat(kind).numpy() for kind in zip(*found, strict=True))
+
+
+def divergences(one: Tensor, other: Tensor) -> Tensor:
+    """[n] KL(one || other) in nats, of logarithms of probabilities [n, vocabulary]; never below 0."""
+    return (one.exp() * (one - other)).sum(1).clamp_min(0.0)
 
 
 def _width(ran: Ran) -> int:

@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 import whet
 from whet.cli.group import main
 from whet.compress.checkpoint import open_checkpoint
-from whet.compress.checkpoint.search import RUNGS, averages_below, idea, smallest_passing
+from whet.compress.checkpoint.search import RUNGS, Idea, averages_below, idea, smallest_passing
+from whet.compress.checkpoint.turned import rotation_for
 from whet.core.errors import Refused
 from whet.core.gate import loss_gate
-from whet.core.outcome import Outcome
+from whet.core.outcome import Outcome, Trial
+from whet.core.recipe import Recipe
 
-from .conftest import Models
+from .conftest import HOST, Models
 
 
 def tokens(seed: int, windows: int = 10) -> np.ndarray:
@@ -123,6 +125,40 @@ def test_an_encoder_goes_through_all_stages_but_tuning(models: Models, tmp_path:
     assert any(name.startswith("autoround") for name in names)
     assert not any(name.startswith("tune") for name in names)
     assert all(trial.status == "measured" for trial in outcome.trials)
+
+
+@pytest.mark.usefixtures("known_machine")
+@pytest.mark.parametrize("helps", [True, False])
+def test_a_rotation_is_kept_where_less_is_lost_for_it(models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, helps: bool) -> None:
+    """A judge that sees nothing but whether the model was turned, and 4 bits that pass where 3 do not."""
+    from whet.compress.checkpoint import optimize as search
+
+    made_of: dict[str, Recipe] = {}
+
+    class Told(search._Search):
+        def _loss(self, tried: Idea) -> float:
+            self._try(tried)
+            return 1.0 if (tried.recipe.steps[0].technique == "rotate") == helps else 2.0
+
+        def _try(self, tried: Idea) -> bool:
+            made_of[tried.name] = tried.recipe
+            self.trials.append(Trial(tried.name, tried.recipe))
+            return "4 bits, group 32" in tried.name or "8 bits" in tried.name
+
+    monkeypatch.setattr(search, "_Search", Told)
+    whet.optimize(str(models("llama")), data=tokens(0), calibration=tokens(1), max_drop="kl<1", out=tmp_path / "out")
+    turned = made_of["rotate, gptq 4 bits, group 32"].steps[0]
+    assert (turned.technique, dict(turned.options)) == ("rotate", {"residual": True, "heads": True})
+    later = {name for name in made_of if "mixed" in name or "autoround" in name}
+    assert later
+    assert {name.startswith("rotate, ") for name in later} == {helps}
+
+
+def test_what_can_be_turned_without_growing_is_turned(models: Models) -> None:
+    found = {kind: rotation_for(open_checkpoint(models(kind)), HOST) for kind in ("llama", "qwen2", "gemma2", "phi", "gpt2")}
+    options = {kind: None if step is None else dict(step.options) for kind, step in found.items()}
+    whole, heads = {"residual": True, "heads": True}, {"residual": False, "heads": True}
+    assert options == {"llama": whole, "qwen2": heads, "gemma2": heads, "phi": heads, "gpt2": None}  # qwen2's head is its table
 
 
 @pytest.mark.usefixtures("known_machine")

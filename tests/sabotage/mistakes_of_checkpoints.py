@@ -423,4 +423,20 @@ MISTAKES = (
         "checkpoint/test_plan_checkpoint.py",
         "copied_counts",
     ),
+    Mistake(
+        "a rotation kept whatever it costs",
+        f"{PLACE}/optimize.py",
+        "            self.front = ()\n",
+        "            pass\n",
+        "checkpoint/test_optimize_checkpoint.py",
+        "rotation_is_kept",
+    ),
+    Mistake(
+        "a rotation that makes the model larger",
+        f"{PLACE}/turned.py",
+        "if not (residual and checkpoint.tied):",
+        "if True:",
+        "checkpoint/test_optimize_checkpoint.py",
+        "without_growing",
+    ),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from whet.compress.checkpoint.compare import Judge, judging
 from whet.compress.checkpoint.plan import plan_checkpoint
 from whet.compress.checkpoint.search import RUNGS, Idea, averages_below, idea, learning, smallest_passing
 from whet.compress.checkpoint.text import Windows, windows_of
+from whet.compress.checkpoint.turned import rotation_for
 from whet.compress.optimize.choose import closest, winner, with_front
 from whet.compress.optimize.place import taken, written
 from whet.compress.optimize.trials import code_version
@@ -23,10 +25,11 @@ from whet.core.document import FrozenMap, digest
 from whet.core.errors import Refused, Untrusted, WhetError
 from whet.core.gate import Gate, judge
 from whet.core.outcome import ORIGINAL, Outcome, Stage, Trial
-from whet.core.recipe import Recipe
+from whet.core.recipe import Recipe, Step
 from whet.core.target import Target
 from whet.device.machine import describe, stamp
 
+EXACT_BITS = 8  # from which on there is next to nothing that a rotation could save
 FEWEST_WINDOWS = 8  # below, an interval over windows says nothing
 METRICS = {False: "nats_per_token", True: "cosine"}  # what the drop is a drop of: of an encoder, True
 LONGEST_TRIAL_S = 3600.0  # a candidate that the plan says takes longer is left out, and the user told
@@ -73,6 +76,7 @@ class _Search:
     until: float | None
     trials: list[Trial] = field(default_factory=list)
     stages: list[Stage] = field(default_factory=list)
+    front: tuple[Step, ...] = ()  # what stands before all other steps: a rotation that was of use
 
     def run(self) -> None:
         """All stages, or as many as the time allows."""
@@ -82,12 +86,30 @@ class _Search:
         if rung is None:
             return
         bits, group = RUNGS[rung]
+        if bits < EXACT_BITS and not self.parent.family.encoder:
+            self._stage("rotation", lambda: self._rotated(bits, group))
         self._stage("bits by layer", lambda: self._each("mixed", averages_below(bits), group))
         below = [RUNGS[index] for index in range(rung - 1, -1, -1)][:2]
         self._stage("learned rounding", lambda: self._downwards(below))
 
     def _bisected(self) -> int | None:
         return smallest_passing(len(RUNGS), lambda index: self._try(self._idea("gptq", *RUNGS[index])))
+
+    def _rotated(self, bits: int, group: int) -> None:
+        """A rotation in front, which stays there where the model loses less for it."""
+        step = rotation_for(self.parent, self.target)
+        if step is None:
+            return
+        plain = self._idea("gptq", bits, group)
+        self.front = (step,)
+        if not self._loss(self._idea("gptq", bits, group)) < self._loss(plain):
+            self.front = ()
+
+    def _loss(self, tried: Idea) -> float:
+        """What the first gate asks for, of an idea that is made now if it was not before."""
+        self._try(tried)
+        lost = next(trial for trial in self.trials if trial.name == tried.name).value(self.gates[0].measurement)
+        return math.inf if lost is None else lost
 
     def _each(self, technique: str, averages: Any, group: int) -> None:
         for average in averages:
@@ -100,7 +122,7 @@ class _Search:
                 return
 
     def _idea(self, technique: str, bits: float, group: int) -> Idea:
-        return idea(technique, bits, group, head=bool(self.parent.family.head) and not self.parent.tied)
+        return idea(technique, bits, group, head=bool(self.parent.family.head) and not self.parent.tied, front=self.front)
 
     def _stage(self, name: str, work: Callable[[], None]) -> None:
         began, before = perf_counter(), len(self.trials)

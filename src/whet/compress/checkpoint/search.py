@@ -24,14 +24,17 @@ class Idea:
     recipe: Recipe
 
 
-def idea(technique: str, bits: float, group: int, *, head: bool) -> Idea:
-    """A technique with so many bits and a group; tables, and a head of its own, in 8 bits. ``tune`` stands behind gptq."""
+def idea(technique: str, bits: float, group: int, *, head: bool, front: Sequence[Step] = ()) -> Idea:
+    """A technique with so many bits and a group; tables, and a head of its own, in 8 bits. ``tune`` stands behind gptq. front: steps that
+    stand before all others.
+    """
     size = {"average": bits} if technique == "mixed" else {"bits": bits}
     rounding = "gptq" if technique == TUNING.technique else technique
     step = Step(rounding, options=FrozenMap({**size, "block": group, "symmetric": bits >= 8}))
     tables = TABLES if head else Step(TABLES.technique, ("op:Embedding",), options=TABLES.options)
     last = (TUNING,) if technique == TUNING.technique else ()
-    return Idea(f"{technique} {bits:g} bits, group {group}", Recipe((step, tables, *last)))
+    words = "".join(f"{each.technique}, " for each in front)
+    return Idea(f"{words}{technique} {bits:g} bits, group {group}", Recipe((*front, step, tables, *last)))
 
 
 def learning(*, encoder: bool) -> Sequence[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,6 +15,7 @@ from whet.compress.checkpoint.checkpoint import Checkpoint
 from whet.compress.checkpoint.tensor_files import Entry, TensorFile
 from whet.compress.technique import Technique, technique
 from whet.compress.views import Stream
+from whet.core.document import FrozenMap
 from whet.core.errors import Refused, Unsupported
 from whet.core.recipe import Recipe, Step
 from whet.core.target import Target
@@ -32,6 +34,17 @@ def turned(checkpoint: Checkpoint, recipe: Recipe, target: Target) -> tuple[Chec
         raise Refused(f"apply {late.technique} behind {steps[0].technique}", found="weights that are rounded by then",
                       do=f"put {late.technique} first")
     return checkpoint, Recipe(tuple(steps), recipe.name)
+
+
+def rotation_for(checkpoint: Checkpoint, target: Target) -> Step | None:
+    """The ``rotate`` step that turns as much of a model as can be turned without making it larger; None where nothing can be."""
+    for residual, heads in ((True, True), (True, False), (False, True)):
+        step = Step("rotate", options=FrozenMap({"residual": residual, "heads": heads}))
+        if not (residual and checkpoint.tied):
+            with suppress(Refused, Unsupported):
+                _turned(checkpoint, step, target)
+                return step
+    return None
 
 
 def _turns(step: Step) -> bool:

@@ -297,6 +297,10 @@ print(_status_bytes("VmHWM") - before)
 """
 
 
+# glibc gives freed memory back at once, so that the peak is what was held: without these, freed blocks stay by chance, 40 to 180 MB of them.
+GIVEN_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+
 @pytest.mark.slow
 @pytest.mark.timing
 @pytest.mark.parametrize("name", ["gptq", "static+bias_correct"])
@@ -310,11 +314,11 @@ def test_the_peak_does_not_grow_with_the_samples(name: str, tmp_path: Path) -> N
     peaks = []
     for count in (32, 128):  # 0.8 MB for each sample and tensor; two of them wait, in two streams once
         done = subprocess.run([sys.executable, "-c", RUN, tmp_path / "wide.onnx", name, str(count)], capture_output=True, text=True,
-                              check=False, env={**os.environ, "PYTHONPATH": PATH})
+                              check=False, env={**os.environ, **GIVEN_BACK, "PYTHONPATH": PATH})
         assert done.returncode == 0, done.stderr[-2000:]
         peaks.append(int(done.stdout.splitlines()[-1]) / 1e6)
-    assert peaks[1] < peaks[0] + 50, f"{peaks} MB"
-    assert peaks[1] < 250, f"{peaks} MB"
+    assert peaks[1] < peaks[0] + 15, f"{peaks} MB"
+    assert peaks[1] < 120, f"{peaks} MB"
 
 
 def open_files() -> list[str]:

@@ -297,7 +297,7 @@ print(_status_bytes("VmHWM") - before)
 """
 
 
-# glibc gives freed memory back at once, so that the peak is what was held: without these, freed blocks stay by chance, 40 to 180 MB of them.
+# glibc gives freed memory back at once, so that the peak is what was held: else freed blocks stay by chance, 40 to 180 MB of them.
 GIVEN_BACK = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 

@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeVar
 
+import numpy as np
 from onnxruntime import InferenceSession
 
 from whet.compress.data.dataset import Dataset
+from whet.compress.extremes import Pools, pooled
 from whet.compress.graph import GraphModel
 from whet.compress.grid import Array
-from whet.compress.runtime import batches_of, exposed, fitting, inference_bytes, stored
+from whet.compress.runtime import batches_of, exposed, fitting, inference_bytes, one_inference, stored, with_outputs
+from whet.compress.shapes import estimate_shapes
 from whet.compress.statistics import Seen, Statistics, tally
 from whet.core.errors import Refused
 from whet.core.progress import task
@@ -28,6 +31,7 @@ from whet.device.machine import usable_cores
 from whet.device.session import open_session, run
 
 BATCH_BYTES = 2 << 20  # inputs and observed tensors of one batch: more samples at a time gain little, and small models stay small
+POOLED_BYTES = 8 << 20  # where tensors are not given out, more samples still gain something
 AT_ONCE_BYTES = 160 << 20  # of all batches that are under way
 Result = TypeVar("Result")
 _NO_CHANNELS: Mapping[str, int] = MappingProxyType({})
@@ -57,32 +61,59 @@ def collect(model: GraphModel, tensors: Collection[str], data: Dataset, *, histo
         raise Refused("calibrate", found="an empty data set", do="give at least one sample; 100 to 300 are usual")
     names = dict.fromkeys((*tensors, *channels))
     inner = [name for name in names if name not in data.names]
+    only_range = [] if histogram or tails else [name for name in inner if name not in channels]
     makers = {value.name: node.name for node in model.ir.graph for value in node.outputs}
     # Names inside a folded graph are not those of the file, but its layers' names are.
     found = {name: Statistics(f"{name} of {makers[name]}" if name in makers else name, histogram, channels.get(name), tails * len(data))
              for name in names}
     cores = threads or usable_cores()
-    with _opened(exposed(model, inner), data, inner, cores) as (session, size, at_once), ThreadPoolExecutor(cores) as pool, \
+    watched, pools = _watched(model, inner, only_range, data)
+    whole = [name for name in inner if name not in pools.places]
+    with _opened(watched, data, whole, pools, cores) as (session, size, at_once), ThreadPoolExecutor(cores) as pool, \
             task("calibrating", len(data)) as progress:
         def inference(feeds: Mapping[str, Array], samples: int) -> _Batch:
-            values = {**feeds, **run(session, feeds, inner)}
-            looks = {name: look for name, each in found.items() if (look := each.look(values[name], samples)) is not None}
+            values = {**feeds, **run(session, feeds, [*whole, *pools.starts])}
+            if pools.places:
+                _check_finite(feeds)
+            seen = pools.seen(values)
+            looks = {name: look for name, each in found.items()
+                     if (look := each.checked(seen[name]) if name in seen else each.look(values[name], samples)) is not None}
             return _Batch({name: values[name] for name in looks if histogram}, looks, samples)
 
-        for batch in _in_order(pool, inference, batches_of(session, model, data, size), at_once):
+        ahead = 0 if histogram or at_once < cores else 2  # what nothing is kept of may wait, so that no core does
+        for batch in _in_order(pool, inference, batches_of(session, model, data, size), at_once + ahead):
             _add(pool, cores, found, batch)
             progress.advance(batch.samples)
             del batch  # before the next one is there
     return found
 
 
+def _watched(model: GraphModel, inner: list[str], only_range: list[str], data: Dataset) -> tuple[GraphModel, Pools]:
+    """A copy of the model that gives the tensors out, and those of which it gives no more than their ranges."""
+    if not only_range or len(data) == 0:
+        return exposed(model, inner), Pools()
+    sizes = {name: values.shape for name, values in one_inference(model, data).items()}
+    shapes = estimate_shapes(model.ir, input_shapes=sizes, run=False).known
+    copied = model.copied()
+    pools = pooled(copied.ir.graph, only_range, shapes)
+    return with_outputs(copied, [name for name in inner if name not in pools.places]), pools
+
+
+def _check_finite(feeds: Mapping[str, Array]) -> None:
+    """Refused where an input holds NaN or infinity: what a maximum is taken of may hide it."""
+    for name, values in feeds.items():
+        if values.dtype.kind == "f" and values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
+            raise Statistics(name).refusal()
+
+
 @contextmanager
-def _opened(model: GraphModel, data: Dataset, outputs: list[str], cores: int) -> Iterator[tuple[InferenceSession, int, int]]:
+def _opened(model: GraphModel, data: Dataset, outputs: list[str], pools: Pools,
+            cores: int) -> Iterator[tuple[InferenceSession, int, int]]:
     """(session, size of a batch, batches at once). The cores go to the batches, and what is left of them into the operators."""
     with stored(model) as source:
         session = open_session(source, threads=1, options=model.session_options, plan_memory=False)
-        one = inference_bytes(session, model, data, outputs)
-        fits = fitting(one, len(data), at_most=BATCH_BYTES)
+        one = inference_bytes(session, model, data, outputs) + pools.bytes
+        fits = fitting(one, len(data), at_most=POOLED_BYTES if pools.places else BATCH_BYTES)
         size = model.fixed_batch or 1 << (fits.bit_length() - 1)  # a power of 2, so that groups of moving averages are whole batches
         batch_bytes = one if model.fixed_batch else one * size
         at_once = max(min(cores, AT_ONCE_BYTES // max(batch_bytes, 1), -(-len(data) // size)), 1)

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from whet.compress.edit import Editor
 from whet.compress.grid import Array, Floats
-from whet.compress.shapes import infer_shapes
+from whet.compress.shapes import estimate_shapes
 from whet.compress.weights import array, as_stored, constant, float_attribute, int_attribute, is_row, rows_first, slots
 
 
@@ -54,8 +54,12 @@ def _shapes(model: ir.Model) -> dict[ir.Value | None, tuple[int | None, ...]]:
         return shapes
     # Inference takes an open size as 1, which is no size: with one beside the batch, only the number of dimensions is known.
     closed = all(value.shape is not None and all(isinstance(size, int) for size in list(value.shape)[1:]) for value in model.graph.inputs)
-    known = {name: shape if closed else (None,) * len(shape) for name, (_, shape) in infer_shapes(model).items()}
-    return shapes | {value: known[value.name] for value in read if value not in shapes and value.name in known}
+    open_ones = [value for value in read if value not in shapes]
+    found = estimate_shapes(model, run=False).known
+    if any(value.name not in found for value in open_ones):
+        found = estimate_shapes(model).known
+    known = {name: shape if closed else (None,) * len(shape) for name, (_, shape) in found.items()}
+    return shapes | {value: known[value.name] for value in open_ones if value.name in known}
 
 
 def _covers(pool: ir.Node, shape: tuple[int | None, ...]) -> bool:

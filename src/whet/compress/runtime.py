@@ -48,8 +48,12 @@ def stored(model: GraphModel) -> Iterator[bytes | Path]:
 
 def exposed(model: GraphModel, tensors: Collection[str]) -> GraphModel:
     """A copy of which the named inner tensors are outputs too. Raises Refused on a name that the graph does not have."""
-    copied = model.copied()
-    graph = copied.ir.graph
+    return with_outputs(model.copied(), tensors)
+
+
+def with_outputs(model: GraphModel, tensors: Collection[str]) -> GraphModel:
+    """The same model, of which the named inner tensors become outputs too. Raises as ``exposed``."""
+    graph = model.ir.graph
     values = {value.name: value for node in graph for value in node.outputs}
     for name in tensors:
         if name not in values:
@@ -57,7 +61,7 @@ def exposed(model: GraphModel, tensors: Collection[str]) -> GraphModel:
         value = values[name]
         if not value.is_graph_output():
             graph.outputs.append(value)
-    return copied
+    return model
 
 
 def feed_batches(session: InferenceSession, model: GraphModel, data: Dataset,

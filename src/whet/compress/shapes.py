@@ -34,8 +34,10 @@ def infer_shapes(model: ir.Model, *, batch: int = 1) -> Mapping[str, Typed]:
     return estimate_shapes(model, batch=batch).known
 
 
-def estimate_shapes(model: ir.Model, *, batch: int = 1, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Shapes:
-    """``infer_shapes`` with notes. input_shapes: whole shapes of inputs, where the caller knows them (from data)."""
+def estimate_shapes(model: ir.Model, *, batch: int = 1, input_shapes: Mapping[str, Sequence[int]] | None = None,
+                    run: bool = True) -> Shapes:
+    """``infer_shapes`` with notes. input_shapes: whole shapes of inputs, where the caller knows them (from data). run: whether the model
+    may run once for what inference leaves open, which takes ten times as long."""
     found = Shapes()
     proto = skeleton(model)
     sizes = _fix_inputs(model, proto, batch, input_shapes or {}, found)
@@ -48,7 +50,7 @@ def estimate_shapes(model: ir.Model, *, batch: int = 1, input_shapes: Mapping[st
         inferred = proto
     _collect(inferred.graph, found.known)
     _take_declared(model, sizes, found.known)
-    if any(name not in found.known for name in _activations(model.graph)):
+    if run and any(name not in found.known for name in _activations(model.graph)):
         found.known.update(_run(model, found))
     unknown = sum(name not in found.known for graph in (model.graph, *model.graph.subgraphs()) for name in _activations(graph))
     if unknown:

@@ -110,14 +110,18 @@ class Statistics:
             high, highest = farthest(flat, count, self.highest, lowest=False)
         else:
             low, high, lowest, highest = float(values.min()), float(values.max()), nothing(), nothing()
-        if not (np.isfinite(low) and np.isfinite(high)):
-            raise self.refusal()
+        self._check_finite(low, high)
         channels = None
         if self.channel_axis is not None:
             if not -values.ndim <= self.channel_axis < values.ndim:
                 raise Refused(f"calibrate the channels of {self.name!r} on axis {self.channel_axis}", found=f"{values.ndim} dimensions")
             channels = _channels(values, self.channel_axis % values.ndim)
         return Seen(low, high, values.size, channels, lowest, highest)
+
+    def checked(self, seen: Seen) -> Seen:
+        """``seen``, of a batch that somebody else looked at. Raises Refused where it holds NaN or infinity."""
+        self._check_finite(seen.low, seen.high)
+        return seen
 
     def join(self, seen: Seen, samples: int = GROUP) -> None:
         """Add what ``look`` saw of a batch of so many samples. Where there is a histogram, what ``tally`` counts on the bins as they
@@ -135,6 +139,10 @@ class Statistics:
             self._make_room(low, high)
         if seen.channels is not None:
             self._join_channels(seen.channels)
+
+    def _check_finite(self, low: float, high: float) -> None:
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise self.refusal()
 
     def refusal(self) -> Refused:
         """That a batch holds what no grid can."""

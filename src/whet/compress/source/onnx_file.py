@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import onnx
 import onnx_ir as ir
@@ -20,6 +21,7 @@ from onnx_ir.passes import common as passes
 from whet.compress.source.naming import name_nodes, name_values
 from whet.compress.source.operators import check_operators, check_schemas
 from whet.compress.source.owned import own_tensors
+from whet.compress.source.payloads import Payloads, cut_out
 from whet.compress.source.proto_checks import check_proto
 from whet.compress.source.wire import refuse_bloated
 from whet.core.errors import Refused, Unsupported, WhetError
@@ -42,8 +44,7 @@ def read_onnx(path: str | os.PathLike[str]) -> ir.Model:
     asked = f"read {path}"
     _check_file(path, asked)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as data:
-        proto = _parsed(data, asked)
-    return from_proto(proto, folder=Path(os.path.abspath(path)).parent, asked=asked)
+        return _read(data, asked, Path(os.path.abspath(path)).parent, file)
 
 
 def read_onnx_bytes(data: bytes, *, asked: str = "read the model") -> ir.Model:
@@ -53,19 +54,31 @@ def read_onnx_bytes(data: bytes, *, asked: str = "read the model") -> ir.Model:
     if len(data) > MAX_FILE_BYTES:
         raise Refused(asked, found=f"{len(data)} bytes; protobuf ends at 2 GB", do="save the weights as external data and give the path")
     with memoryview(data) as view:
-        proto = _parsed(view, asked)
-    return from_proto(proto, asked=asked)
+        return _read(view, asked, None)
 
 
 def from_proto(proto: onnx.ModelProto, *, folder: Path | None = None, asked: str = "read the model") -> ir.Model:
     """A ModelProto, checked and in the form that Whet works on. folder: where external data lies. Errors as in ``read_onnx``."""
+    return _from_parts(proto, Payloads(), folder, asked)
+
+
+def _read(data: memoryview, asked: str, folder: Path | None, file: BinaryIO | None = None) -> ir.Model:
+    refuse_bloated(data, asked)
+    rest, payloads = cut_out(data, file)
+    proto = _parsed(rest, asked)
+    if payloads.places and _is_old(proto):  # its conversion wants the weights inside
+        proto, payloads = _parsed(data, asked), Payloads()
+    return _from_parts(proto, payloads, folder, asked)
+
+
+def _from_parts(proto: onnx.ModelProto, payloads: Payloads, folder: Path | None, asked: str) -> ir.Model:
     with _no_other_error(asked):
         _check_versions(proto, asked)
-        check_proto(proto, folder, asked)
+        check_proto(proto, folder, asked, payloads)
         model = ir.from_proto(_upgraded(proto, asked))
         if folder is not None:
             ir.external_data.set_base_dir(model.graph, folder)
-        own_tensors(model)
+        own_tensors(model, payloads)
         return prepared(model, asked=asked)
 
 
@@ -109,8 +122,7 @@ def _check_file(path: Path, asked: str) -> None:
         raise Refused(asked, found="there is no permission to read it", do="change its permissions")
 
 
-def _parsed(data: memoryview, asked: str) -> onnx.ModelProto:
-    refuse_bloated(data, asked)
+def _parsed(data: memoryview | bytes, asked: str) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(data)
@@ -134,8 +146,7 @@ def _no_other_error(asked: str) -> Iterator[None]:
 
 def _upgraded(proto: onnx.ModelProto, asked: str) -> onnx.ModelProto:
     """The same model in opset 13 (or 11) where it is older than 11."""
-    version = next((opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")), None)
-    if version is None or version >= OLDEST_OPSET:
+    if not _is_old(proto):
         return proto
     message = ""
     for target in _MODERN_OPSETS:
@@ -143,8 +154,17 @@ def _upgraded(proto: onnx.ModelProto, asked: str) -> onnx.ModelProto:
             return _names_kept(proto, onnx.version_converter.convert_version(proto, target))
         except Exception as error:  # the converter raises RuntimeError, ConvertError and others
             message = " ".join(str(error).split())[:300]
-    raise Unsupported(asked, found=f"its operator set {version} is older than {OLDEST_OPSET} and onnx cannot convert it ({message})",
+    raise Unsupported(asked, found=f"its operator set {_opset(proto)} is older than {OLDEST_OPSET} and onnx cannot convert it ({message})",
                       do=f"export it with opset {_MODERN_OPSETS[0]} or newer")
+
+
+def _is_old(proto: onnx.ModelProto) -> bool:
+    version = _opset(proto)
+    return version is not None and version < OLDEST_OPSET
+
+
+def _opset(proto: onnx.ModelProto) -> int | None:
+    return next((opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")), None)
 
 
 def _check_versions(proto: onnx.ModelProto, asked: str) -> None:

@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from whet.compress.grid import Array
+from whet.compress.source.payloads import Payloads
 
-def own_tensors(model: ir.Model) -> None:
-    """Copy every constant of the graphs out of the message that it lies in. Text and what lies in other files stays as it is."""
+
+def own_tensors(model: ir.Model, payloads: Payloads) -> None:
+    """Copy every constant of the graphs out of the message that it lies in, or out of ``payloads``. Text stays, and what lies elsewhere."""
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, ir.serde.TensorProtoTensor) and name in payloads.places:
+            value.const_value = _owned(tensor, payloads.numbers(tensor))
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.serde.TensorProtoTensor):
@@ -21,6 +28,6 @@ def own_tensors(model: ir.Model) -> None:
                     node.attributes[name] = ir.AttrTensor(name, _owned(attribute.value), attribute.doc_string)
 
 
-def _owned(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    return ir.Tensor(tensor.numpy(), dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string,
+def _owned(tensor: ir.TensorProtocol, numbers: Array | None = None) -> ir.TensorProtocol:
+    return ir.Tensor(tensor.numpy() if numbers is None else numbers, dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string,
                      metadata_props=dict(tensor.metadata_props))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import onnx
 
+from whet.compress.source.payloads import Payloads
 from whet.compress.source.quoting import quoted
 from whet.compress.source.tensor_checks import check_tensor
 from whet.core.errors import Refused, Unsupported
@@ -20,8 +21,9 @@ MAX_DEPTH = 16
 _A = onnx.AttributeProto
 
 
-def check_proto(proto: onnx.ModelProto, folder: Path | None, asked: str) -> None:
-    """Raises Refused or Unsupported where the model cannot be a valid one. folder: where its external data may lie."""
+def check_proto(proto: onnx.ModelProto, folder: Path | None, asked: str, payloads: Payloads) -> None:
+    """Raises Refused or Unsupported where the model cannot be a valid one. folder: where its external data may lie. payloads: what was cut
+    out of its graph's initializers."""
     if not proto.HasField("graph"):
         raise Refused(asked, found="there is no ONNX graph in it", do="give an ONNX model; a file that was cut off must be copied again")
     if not proto.opset_import:
@@ -30,7 +32,7 @@ def check_proto(proto: onnx.ModelProto, folder: Path | None, asked: str) -> None
     if len({(opset.domain, opset.version) for opset in proto.opset_import}) != len({opset.domain for opset in proto.opset_import}):
         raise Refused(asked, found="it names one operator set in two versions", do="export it again")
     checker = _GraphCheck(folder, asked)
-    checker.graph(proto.graph, ())
+    checker.graph(proto.graph, (), payloads)
     for function in proto.functions:
         checker.body(function.node, function.input, function.output, ())
     _check_functions(proto, asked)
@@ -54,12 +56,12 @@ class _GraphCheck:
     def __init__(self, folder: Path | None, asked: str) -> None:
         self.folder, self.asked, self.nodes = folder, asked, 0
 
-    def graph(self, graph: onnx.GraphProto, outer: tuple[frozenset[str], ...]) -> None:
+    def graph(self, graph: onnx.GraphProto, outer: tuple[frozenset[str], ...], payloads: Payloads | None = None) -> None:
         """Check a graph; ``outer`` holds the names that the graphs around it define, the outermost first."""
         if graph.sparse_initializer:
             raise Unsupported(self.asked, found="it has sparse initializers", do="store the weights as dense tensors")
         for tensor in graph.initializer:
-            check_tensor(tensor, self.folder, self.asked)
+            check_tensor(tensor, self.folder, self.asked, None if payloads is None else payloads.size(tensor.name))
         weights = [tensor.name for tensor in graph.initializer]
         inputs = [value.name for value in graph.input]
         _refuse_twice(weights, "initializer", self.asked)

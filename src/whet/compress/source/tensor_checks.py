@@ -29,10 +29,10 @@ _FIELD_TYPES = {
 _MAX_RANK = 64
 
 
-def check_tensor(tensor: onnx.TensorProto, folder: Path | None, asked: str) -> None:
+def check_tensor(tensor: onnx.TensorProto, folder: Path | None, asked: str, cut_out: int | None = None) -> None:
     """Raises Refused where the tensor does not hold the elements it declares.
 
-    folder: where data outside the file may lie; None where there is no file.
+    folder: where data outside the file may lie; None where there is no file. cut_out: how many bytes of ``raw_data`` were taken out of it.
     """
     where = f"the tensor {quoted(tensor.name)}"
     try:
@@ -49,12 +49,12 @@ def check_tensor(tensor: onnx.TensorProto, folder: Path | None, asked: str) -> N
     if tensor.data_location == onnx.TensorProto.EXTERNAL:
         _check_external(tensor, dtype, elements, folder, asked)
     else:
-        _check_inside(tensor, dtype, elements, asked)
+        _check_inside(tensor, dtype, elements, asked, cut_out)
 
 
-def _check_inside(tensor: onnx.TensorProto, dtype: ir.DataType, elements: int, asked: str) -> None:
-    if tensor.HasField("raw_data"):
-        held, wanted, unit = len(tensor.raw_data), packed_bytes(dtype, elements), "bytes"
+def _check_inside(tensor: onnx.TensorProto, dtype: ir.DataType, elements: int, asked: str, cut_out: int | None) -> None:
+    if cut_out is not None or tensor.HasField("raw_data"):
+        held, wanted, unit = len(tensor.raw_data) if cut_out is None else cut_out, packed_bytes(dtype, elements), "bytes"
         fits = dtype != ir.DataType.STRING and held == wanted
     else:
         filled = [name for name in _FIELD_TYPES if len(getattr(tensor, name))]

@@ -45,7 +45,7 @@ def _structure_bytes(data: memoryview) -> int:
     todo = [("model", 0, len(data))]
     while todo:
         message, start, end = todo.pop()
-        for field, low, high in _payloads(data, start, end):
+        for field, _, low, high in delimited(data, start, end):
             steps += 1
             if steps > _STEPS:
                 raise ValueError(f"more than {_STEPS} entries")
@@ -57,16 +57,20 @@ def _structure_bytes(data: memoryview) -> int:
     return structure
 
 
-def _payloads(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(field number, start, end) of every length-delimited field of a message."""
-    while at < end:
+def delimited(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """(field number, start of its tag, start and end of its payload) of every length-delimited field of a message. Raises ValueError and
+    IndexError where it is no message, or one of more than ``_STEPS`` fields."""
+    for _ in range(_STEPS):
+        if at >= end:
+            return
+        begin = at
         tag, at = _varint(data, at)
         kind = tag & 7
         if kind == 2:
             length, at = _varint(data, at)
             if at + length > end:
                 raise ValueError(f"a field of {length} bytes at {at} ends behind its message")
-            yield tag >> 3, at, at + length
+            yield tag >> 3, begin, at, at + length
             at += length
         elif kind == 0:
             at = _varint(data, at)[1]
@@ -74,6 +78,7 @@ def _payloads(data: memoryview, at: int, end: int) -> Iterator[tuple[int, int, i
             at += 8 if kind == 1 else 4
         else:
             raise ValueError(f"wire type {kind} at byte {at}")
+    raise ValueError(f"more than {_STEPS} entries")
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:

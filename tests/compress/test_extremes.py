@@ -125,6 +125,17 @@ def test_a_bad_weight_is_refused_with_its_layer(bad: float, relu: bool) -> None:
         ranges(model, tensors=inner(model)[:1])
 
 
+def test_a_channel_that_pooling_left_as_it_began_is_no_number() -> None:
+    """What a kernel gives that keeps the other operand of a NaN; this machine's may give the NaN itself."""
+    pools = pools_of(network(), inner(network())[:2])
+    ((output, starts),) = pools.starts.items()
+    values = np.zeros((2, starts[-1] + 16, 1, 1), np.float32)
+    values[:, starts[-1] + 3] = np.finfo(np.float32).min
+    first, second = pools.seen({output: values}).values()
+    assert first.high == 0.0
+    assert np.isnan(second.high)
+
+
 def test_an_overflow_is_refused() -> None:
     g = Sketch()
     g.output(g.conv(g.input("x", ["N", 3, 9, 9]), (3, 16), name="first"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.sabotage.mistakes import Mistake
 
 CALIBRATE, RANGES = "compress/test_calibrate.py", "compress/test_ranges.py"
+EXTREMES, PAYLOADS = "compress/test_extremes.py", "compress/test_source_payloads.py"
 _TAILS = "compress/tails.py"
 
 MISTAKES = (
@@ -55,6 +56,78 @@ MISTAKES = (
         "range(0, flat.size - _BLOCK + 1, _BLOCK)",
         "compress/test_statistics.py",
         "in_the_bin",
+    ),
+    Mistake(
+        "the lowest number with the sign of its negative",
+        "compress/extremes.py",
+        "else -most[at.output][at.lowest]",
+        "else most[at.output][at.lowest]",
+        EXTREMES,
+        "laid_out",
+    ),
+    Mistake(
+        "the channels of two tensors as those of one",
+        "compress/extremes.py",
+        "            channels += shape[1]\n",
+        "            channels += shape[1] - (len(begins) > 1)\n",
+        EXTREMES,
+        "laid_out",
+    ),
+    Mistake(
+        "what a pool starts from taken for a number",
+        "compress/extremes.py",
+        "    highest[highest == np.finfo(np.float32).min] = np.nan\n",
+        "",
+        EXTREMES,
+        "as_it_began",
+    ),
+    Mistake(
+        "a maximum trusted behind any operator",
+        "compress/extremes.py",
+        "node.op_type in _FINITE and finite.issuperset(read)",
+        "finite.issuperset(read)",
+        EXTREMES,
+        "hide",
+    ),
+    Mistake(
+        "a sum of what is not below 0 and what is taken for the former",
+        "compress/extremes.py",
+        'return read if node.op_type == "Concat" else read[:1]',
+        "return read[:1]",
+        EXTREMES,
+        "laid_out",
+    ),
+    Mistake(
+        "inputs not looked at where maxima are",
+        "compress/calibrate.py",
+        "                _check_finite(feeds)\n",
+        "                pass\n",
+        EXTREMES,
+        "bad_number",
+    ),
+    Mistake(
+        "the bytes of a weight from where its field begins",
+        "compress/source/payloads.py",
+        "places[name], done = (raw[1], raw[2]), end",
+        "places[name], done = (raw[0], raw[2]), end",
+        PAYLOADS,
+        "parser",
+    ),
+    Mistake(
+        "the first of two graphs as all of it",
+        "compress/source/payloads.py",
+        "if len(graphs) != 1:",
+        "if not graphs:",
+        PAYLOADS,
+        "in_parts",
+    ),
+    Mistake(
+        "weights cut out that are not as large as they declare",
+        "compress/source/tensor_checks.py",
+        "len(tensor.raw_data) if cut_out is None else cut_out",
+        "len(tensor.raw_data) if cut_out is None else packed_bytes(dtype, elements)",
+        PAYLOADS,
+        "declare",
     ),
     Mistake(
         "the last of the numbers kept is the first but one",

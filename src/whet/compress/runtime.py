@@ -28,10 +28,10 @@ FILE_BYTES = 16 << 20
 
 
 @contextmanager
-def opened(model: GraphModel, *, threads: int | None = None) -> Iterator[InferenceSession]:
-    """A session over the model, with the options that it ships with."""
+def opened(model: GraphModel, *, threads: int | None = None, plan_memory: bool = True) -> Iterator[InferenceSession]:
+    """A session over the model, with the options that it ships with; ``plan_memory`` as in ``open_session``."""
     with stored(model) as source:
-        yield open_session(source, threads=threads, options=model.session_options)
+        yield open_session(source, threads=threads, options=model.session_options, plan_memory=plan_memory)
 
 
 @contextmanager

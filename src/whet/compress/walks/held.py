@@ -68,6 +68,11 @@ class Held:
             if not self._written[name]:
                 self._files.pop(name).close()
 
+    def forget(self, *names: str) -> None:
+        """Forget the tensors of these names, of all batches."""
+        for batch, name in [key for key in self._places if key[1] in names]:
+            self.drop(batch, name)
+
     def close(self) -> None:
         """Forget everything."""
         self._places.clear()

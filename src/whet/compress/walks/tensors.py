@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 
@@ -27,7 +27,9 @@ from whet.core.progress import track
 from whet.device.session import run
 
 VALUES = 1 << 22  # numbers of a tensor that are looked at: samples beyond are left out
-CHUNK = 1 << 20  # of those go through a convolution at a time
+CHUNK = 1 << 19  # of those go through a convolution at a time
+EXACT_BYTES = 64 << 20  # in memory, of what layers make of a tensor; the rest is read from files for each candidate
+_BLOCK = 1 << 16  # numbers that are squared at a time
 BATCH_BYTES = 8 << 20  # of the tensors of one inference that are seen together
 
 
@@ -45,14 +47,15 @@ def walk(model: GraphModel, work: Work) -> GraphModel:
     unrolled_steps, stored = unrolled(model)
     steps, constants = {step.name: step for step in unrolled_steps}, Constants(stored)
     ranges: dict[str, Range] = {}
-    with closing(Held()) as held:
+    with closing(Held()) as held, closing(Held(EXACT_BYTES)) as exact:
         parts = _hold(model, names, work.samples, held)
         for name in track(names, work.technique.name, len(names)):
             values = _joined([held.get(part, name).numpy() for part in range(parts[name])])
-            error = _error(name, values, [steps[reader] for reader in readers.get(name, ())], constants)
+            layers = [steps[reader] for reader in readers.get(name, ())]
+            error = _error(name, values, layers, constants, exact)
             ranges[name] = work.technique.apply(TensorView(statistics[name], values, error), work.target, **work.options)
-            for part in range(parts[name]):
-                held.drop(part, name)
+            held.forget(name)
+            exact.forget(*(layer.name for layer in layers))
     return replace(model, ranges={**model.ranges, **ranges})
 
 
@@ -76,7 +79,7 @@ def _hold(model: GraphModel, names: Sequence[str], data: Dataset, held: Held) ->
     """
     parts, sizes = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
     inner = [name for name in names if name not in data.names]
-    with opened(exposed(model, inner)) as session:
+    with opened(exposed(model, inner), plan_memory=False) as session:
         size = fitting(inference_bytes(session, model, data, inner), len(data), at_most=BATCH_BYTES)
         for feeds, _ in batches_of(session, model, data, size):
             wanted = [name for name in names if sizes[name] < VALUES]
@@ -96,8 +99,11 @@ def _joined(parts: Sequence[Floats]) -> Floats:
     return np.concatenate(parts) if parts[0].ndim else parts[0]
 
 
-def _error(name: str, values: Floats, layers: list[Step], constants: Constants) -> Callable[[Floats], float]:
-    """The mean squared error that a fake of ``values`` brings to the layers, each relative to its output; of itself without layers."""
+def _error(name: str, values: Floats, layers: list[Step], constants: Constants, exact: Held) -> Callable[[Floats], float]:
+    """The mean squared error that a fake of ``values`` brings to the layers, each relative to its output; of itself without layers.
+
+    What the layers give of the values themselves waits in ``exact``, by their names.
+    """
     def given(layer: Step, numbers: Floats) -> Iterator[Floats]:
         """The layer's output; of a convolution, some samples at a time, for it may be many times as large as what it reads."""
         pieces = max(1, numbers.size // CHUNK) if layer.op == "Conv" else 1
@@ -106,19 +112,44 @@ def _error(name: str, values: Floats, layers: list[Step], constants: Constants) 
                 inputs = [torch.as_tensor(piece) if each == name else constants[each] for each in layer.inputs]
                 yield layer.run(*inputs)[0].numpy()
 
-    exact = [list(given(layer, values)) for layer in layers]
-    energies = [max(_mean_energy(pieces), 1e-30) for pieces in exact]
+    energies = []
+    for layer in layers:
+        energy = _Energy()
+        for number, piece in enumerate(given(layer, values)):
+            energy.add(piece)
+            exact.put(number, layer.name, torch.from_numpy(piece))
+        energies.append(max(energy.mean, 1e-30))
 
     def error(fake: Floats) -> float:
-        if not layers:
-            return _mean_energy([fake - values])
-        return sum(_mean_energy(now - wanted for now, wanted in zip(given(layer, fake), pieces, strict=True)) / energy
-                   for layer, pieces, energy in zip(layers, exact, energies, strict=True))
+        total = 0.0
+        for layer, energy in zip(layers, energies, strict=True):
+            lost = _Energy()
+            for number, piece in enumerate(given(layer, fake)):
+                lost.add(piece, exact.get(number, layer.name).numpy())
+            total += lost.mean / energy
+        if layers:
+            return total
+        itself = _Energy()
+        itself.add(fake, values)
+        return itself.mean
 
     return error
 
 
-def _mean_energy(pieces: Iterable[Floats]) -> float:
-    """The mean square of all the numbers."""
-    found = [(float(np.square(piece.astype(np.float64)).sum()), piece.size) for piece in pieces]
-    return sum(energy for energy, _ in found) / max(sum(size for _, size in found), 1)
+class _Energy:
+    """The mean square of all the numbers, or of their differences to others, in float64; block by block, so that nothing is copied whole."""
+
+    def __init__(self) -> None:
+        self._sum, self._count = 0.0, 0
+
+    def add(self, numbers: Floats, others: Floats | None = None) -> None:
+        flat, subtrahend = numbers.ravel(), None if others is None else others.ravel()
+        for at in range(0, flat.size, _BLOCK):
+            part = flat[at : at + _BLOCK]
+            part = (part if subtrahend is None else part - subtrahend[at : at + _BLOCK]).astype(np.float64)
+            self._sum += float(np.square(part, out=part).sum())  # a dot product would wake threads that take the cores from torch's
+        self._count += flat.size
+
+    @property
+    def mean(self) -> float:
+        return self._sum / max(self._count, 1)

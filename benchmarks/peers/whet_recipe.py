@@ -15,11 +15,11 @@ def prepare(model: Path, samples: dict[str, np.ndarray], out: Path, *, recipe: s
 
     import whet
     import whet.compress.calibrate
-    import whet.compress.walks.sites
+    from whet.compress.walks import walk_of
 
     steps = whet.Recipe.from_text(recipe)
     for step in steps.steps:
-        whet.technique(step.technique)
+        walk_of(whet.technique(step.technique))  # torch, where the technique computes with it
     apply, export = whet.apply, whet.export
 
     def work() -> dict[str, Any]:

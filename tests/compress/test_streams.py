@@ -21,8 +21,9 @@ from whet.compress.apply import apply_recipe
 from whet.compress.graph import GraphModel
 from whet.compress.layer_products import product_of
 from whet.compress.source import read_onnx_bytes
-from whet.compress.walks import grams, held, stream, tensors
+from whet.compress.walks import grams, held, scratch, stream, tensors
 from whet.compress.walks.held import Held
+from whet.compress.walks.scratch import Samples, Scratch
 from whet.core.errors import Refused, Unsupported
 from whet.core.recipe import Recipe, Step
 from whet.device.targets import target
@@ -34,6 +35,7 @@ RECIPES = {
     "adaround": (("adaround", {"iterations": 20}),),
     "bias_correct": (("static", {}), ("bias_correct", {})),
     "clip": (("clip", {}), ("static", {})),
+    "reconstruct": (("reconstruct", {"iterations": 20}), ("static", {})),
 }
 
 
@@ -55,6 +57,13 @@ def made_by(name: str) -> GraphModel:
 def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three samples at a time through a stream, whose first layer gives 8 x 64 numbers each and whose residual waits."""
     monkeypatch.setattr(stream, "LARGEST_BATCH", 3)
+
+
+def all_in_files(monkeypatch: pytest.MonkeyPatch, but: int = 0) -> None:
+    """But for so many bytes."""
+    monkeypatch.setattr(held, "MOST_BYTES", but)
+    monkeypatch.setattr(scratch, "MOST_BYTES", but)
+    monkeypatch.setattr(tensors, "EXACT_BYTES", but)
 
 
 # -- what waits ----------------------------------------------------------------------------------------------------------------
@@ -103,8 +112,32 @@ def test_a_full_disk_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
-    with pytest.raises(Refused, match="TMPDIR"):
-        Held(most_bytes=0).put(0, "a", torch.ones(3))
+    for put in (lambda: Held(most_bytes=0).put(0, "a", torch.ones(3)), lambda: Samples(most_bytes=0).append(torch.ones(3))):
+        with pytest.raises(Refused, match="TMPDIR"):
+            put()
+
+
+@pytest.mark.parametrize("most_bytes", [0, 100, 1 << 20])
+@pytest.mark.parametrize("kind", [torch.float32, torch.int64])
+def test_samples_come_by_their_numbers(most_bytes: int, kind: torch.dtype) -> None:
+    samples, given = Samples(most_bytes), (100 * torch.randn(23, 2, 5)).to(kind)
+    before = len(open_files())
+    for part in (given[:10], given[10:11], given[11:]):
+        samples.append(part)
+    assert len(samples) == 23
+    assert len(open_files()) == before + (most_bytes < given.nbytes)
+    for index in (torch.tensor([3, 22, 0, 3]), slice(4, 15), slice(None), torch.tensor([], dtype=torch.int64)):
+        found = samples[index]
+        assert found.dtype == kind
+        assert torch.equal(found, given[index])
+    samples.close()
+    assert len(open_files()) == before
+
+
+def test_a_part_of_a_batch_does_not_keep_the_batch() -> None:
+    samples = Samples()
+    samples.append(torch.randn(100, 100)[:1])
+    assert samples[:].untyped_storage().nbytes() == 400
 
 
 # -- techniques ----------------------------------------------------------------------------------------------------------------
@@ -115,14 +148,14 @@ def test_files_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     small_batches(monkeypatch)
     wanted = made_by(name).content
     written: list[str] = []
-    write = Held._write
+    append = Scratch.append
 
-    def noted(self: Held, name: str, values: torch.Tensor) -> Any:
+    def noted(self: Scratch, values: torch.Tensor) -> int:
         written.append(name)
-        return write(self, name, values)
+        return append(self, values)
 
-    monkeypatch.setattr(held, "MOST_BYTES", 5000)
-    monkeypatch.setattr(Held, "_write", noted)
+    all_in_files(monkeypatch, 5000)
+    monkeypatch.setattr(Scratch, "append", noted)
     assert made_by(name).content == wanted
     assert len(written) >= 4
 
@@ -141,7 +174,7 @@ def test_the_size_of_batches_changes_next_to_nothing(name: str, monkeypatch: pyt
 @pytest.mark.parametrize("name", RECIPES)
 def test_nothing_is_left_on_disk(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(held, "MOST_BYTES", 0)
+    all_in_files(monkeypatch)
     made_by(name)
     before = open_files()
     made_by(name)
@@ -152,7 +185,7 @@ def test_nothing_is_left_on_disk(name: str, monkeypatch: pytest.MonkeyPatch, tmp
 @pytest.mark.parametrize("name", ["gptq", "clip"])
 def test_nor_is_where_it_fails(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(held, "MOST_BYTES", 0)
+    all_in_files(monkeypatch)
     made_by(name)
     before = open_files()
     place, wrong = {"gptq": (grams, "GramView"), "clip": (tensors, "TensorView")}[name]

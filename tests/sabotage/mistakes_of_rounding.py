@@ -267,11 +267,19 @@ MISTAKES = (
     ),
     Mistake(
         "a tensor read from where another one lies",
-        "compress/walks/held.py",
-        "        file.seek(place.start)\n",
-        "        file.seek(0)\n",
+        "compress/walks/scratch.py",
+        "        self._file.seek(start)\n",
+        "        self._file.seek(0)\n",
         STREAMS,
         "files_change_nothing",
+    ),
+    Mistake(
+        "samples of a file in their order and not by their numbers",
+        "compress/walks/scratch.py",
+        "zip(found, numbers.tolist(), strict=True)",
+        "zip(found, range(len(found)), strict=True)",
+        STREAMS,
+        "by_their_numbers",
     ),
     Mistake(
         "files that stay when all their tensors are dropped",

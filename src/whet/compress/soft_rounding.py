@@ -104,7 +104,7 @@ def learn(block: Block, weights: Mapping[str, Grid], activations: Mapping[str, G
     with task(f"learning {block.name}", schedule.iterations) as progress:
         for iteration in range(schedule.iterations):
             chosen = torch.randint(len(block.targets), (min(schedule.batch, len(block.targets)),), generator=generator)
-            given = [_mixed(now[chosen], exact[chosen], schedule.drop, generator) if now.is_floating_point() else now[chosen]
+            given = [_mixed(now[chosen], exact[chosen], schedule.drop, generator)
                      for now, exact in zip(block.inputs, block.exact_inputs, strict=True)]
             found = block.run(given, {name: each.weight() for name, each in soft.items()}, place)
             loss = _error(found, block.targets[chosen])
@@ -134,7 +134,7 @@ def _error(found: Tensor, wanted: Tensor) -> Tensor:
 
 def _mixed(fake: Tensor, exact: Tensor, drop: float, generator: torch.Generator) -> Tensor:
     """Each number from ``exact`` with the probability ``drop``, else from ``fake``."""
-    if drop <= 0.0:
+    if drop <= 0.0 or not fake.is_floating_point():
         return fake
     return torch.where(torch.rand(fake.shape, generator=generator) < drop, exact, fake)
 

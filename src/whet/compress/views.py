@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from whet.compress.grid import Array, Floats, Grid, Quantised
 from whet.compress.statistics import Statistics
@@ -156,6 +156,14 @@ class TensorView:
     error: Callable[[Floats], float]
 
 
+class Samples(Protocol):
+    """A tensor [n, ...] of samples that may lie in a file: a Tensor, or what gives the samples of an index as one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Any, /) -> Tensor: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """A part of the model between two places where just one tensor is alive, to be learned as a whole.
@@ -170,9 +178,9 @@ class Block:
     name: str
     layers: Mapping[str, LayerView]
     tensors: Mapping[str, Statistics]
-    inputs: tuple[Tensor, ...]
-    exact_inputs: tuple[Tensor, ...]
-    targets: Tensor
+    inputs: tuple[Samples, ...]
+    exact_inputs: tuple[Samples, ...]
+    targets: Samples
     run: Callable[[Sequence[Tensor], Mapping[str, Tensor], Callable[[str, Tensor], Tensor]], Tensor]
     rounded: Mapping[str, Quantised] = field(default_factory=FrozenMap)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -18,6 +19,7 @@ from whet.compress.put.sites import is_mover
 from whet.compress.technique import Change, LayerView
 from whet.compress.views import Block, Range
 from whet.compress.walks import Work
+from whet.compress.walks.scratch import Samples
 from whet.compress.walks.sites import observed
 from whet.compress.walks.stream import batches_of
 from whet.compress.weights import Slot, stored_rows
@@ -50,30 +52,43 @@ def walk(model: GraphModel, work: Work) -> GraphModel:
     starts = batches_of(model, data)
     chunk = len(starts[0][data.names[0]])
     constants |= {name: tensor for name, tensor in starts[0].items() if name not in data.names}  # inputs that are the same for all samples
-    now = {name: torch.cat([batch[name] for batch in starts]) for name in reflected.inputs if name in data.names}
-    exact = dict(now)
     changes: dict[str, dict[Slot, Change]] = {}
     ranges: dict[str, Range] = {}
-    parts = list(parts_of(reflected.steps, tuple(now), reflected.outputs, set(views)))
-    for part in track(parts, work.technique.name, len(parts)):
-        runner = _Runner(part, model, views, constants, chunk)
-        wanted = runner.outputs(exact, {}, _as_it_is)
-        learned_weights: dict[str, Tensor] = {}
-        grids: dict[str, Grid] = {}
-        if runner.layers:
-            read = {name for step in part.steps if step.name in found for name in step.inputs}
-            block = Block(part.steps[0].name, runner.layers, {name: statistics[name] for name in statistics if name in read},
-                          tuple(now[name] for name in part.inputs), tuple(exact[name] for name in part.inputs),
-                          _side_by_side([wanted[name] for name in part.outputs]), runner.run)
-            learned = work.technique.apply(block, work.target, **work.options)
-            changes |= {name: {views[name][0]: Change(codes)} for name, codes in learned.weights.items()}
-            learned_weights = {name: _rows(codes, runner.layers[name]) for name, codes in learned.weights.items()}
-            grids = dict(learned.activations)
-            ranges |= {name: _range_of(grid) for name, grid in grids.items()}
-        now = runner.outputs(now, learned_weights, _on_grids(grids))
-        exact = wanted
+    inputs = [name for name in reflected.inputs if name in data.names]
+    parts = list(parts_of(reflected.steps, inputs, reflected.outputs, set(views)))
+    with ExitStack() as stack:
+        now = {name: _waiting((batch[name] for batch in starts), stack) for name in inputs}
+        exact = now
+        for part in track(parts, work.technique.name, len(parts)):
+            runner = _Runner(part, model, views, constants, chunk)
+            wanted = runner.outputs(exact, {}, _as_it_is, stack)
+            learned_weights: dict[str, Tensor] = {}
+            grids: dict[str, Grid] = {}
+            if runner.layers:
+                read = {name for step in part.steps if step.name in found for name in step.inputs}
+                block = Block(part.steps[0].name, runner.layers, {name: statistics[name] for name in statistics if name in read},
+                              tuple(now[name] for name in part.inputs), tuple(exact[name] for name in part.inputs),
+                              _side_by_side([wanted[name] for name in part.outputs]), runner.run)
+                learned = work.technique.apply(block, work.target, **work.options)
+                changes |= {name: {views[name][0]: Change(codes)} for name, codes in learned.weights.items()}
+                learned_weights = {name: _rows(codes, runner.layers[name]) for name, codes in learned.weights.items()}
+                grids = dict(learned.activations)
+                ranges |= {name: _range_of(grid) for name, grid in grids.items()}
+            before, now = (now, exact), runner.outputs(now, learned_weights, _on_grids(grids), stack)
+            exact = wanted
+            for each in (*before[0].values(), *before[1].values()):
+                each.close()
     made = model.rounded(changes)
     return replace(made, ranges={**model.ranges, **_before_movers(model, ranges, work)})
+
+
+def _waiting(batches: Iterable[Tensor], stack: ExitStack) -> Samples:
+    """All samples of a tensor, which ``stack`` closes where nobody did before."""
+    found = Samples()
+    stack.callback(found.close)
+    for batch in batches:
+        found.append(batch)
+    return found
 
 
 def parts_of(steps: Sequence[Step], inputs: Sequence[str], outputs: Sequence[str], layers: set[str]) -> Iterator[Part]:
@@ -106,20 +121,20 @@ class _Runner:
 
     def run(self, inputs: Sequence[Tensor], weights: Mapping[str, Tensor], place: Place) -> Tensor:
         """The part's output; several side by side."""
-        values = dict(zip(self.part.inputs, inputs, strict=True))
-        return _side_by_side([self._computed(values, weights, place)[name] for name in self.part.outputs])
+        values = self._computed(dict(zip(self.part.inputs, inputs, strict=True)), weights, place)
+        return _beside([values[name] for name in self.part.outputs])
 
-    def outputs(self, inputs: Mapping[str, Tensor], weights: Mapping[str, Tensor], place: Place) -> dict[str, Tensor]:
-        """The tensors that leave the part, by name, computed in chunks of samples and without gradients."""
+    def outputs(self, inputs: Mapping[str, Samples], weights: Mapping[str, Tensor], place: Place, stack: ExitStack) -> dict[str, Samples]:
+        """The tensors that leave the part, by name, computed in chunks of samples and without gradients; ``stack`` closes them."""
         count = len(next(iter(inputs.values())))
-        found: dict[str, list[Tensor]] = {name: [] for name in self.part.outputs}
+        found = {name: _waiting((), stack) for name in self.part.outputs}
         with torch.no_grad():
             for begin in range(0, count, self.chunk):
                 chunk = {name: inputs[name][begin : begin + self.chunk] for name in self.part.inputs}
                 values = self._computed(chunk, weights, place)
-                for name, parts in found.items():
-                    parts.append(values[name])
-        return {name: torch.cat(parts) for name, parts in found.items()}
+                for name, samples in found.items():
+                    samples.append(values[name])
+        return found
 
     def _computed(self, inputs: Mapping[str, Tensor], weights: Mapping[str, Tensor], place: Place) -> dict[str, Tensor]:
         values = {name: place(name, tensor) for name, tensor in inputs.items()}
@@ -145,7 +160,12 @@ def _on_grids(grids: Mapping[str, Grid]) -> Place:
     return place
 
 
-def _side_by_side(tensors: Sequence[Tensor]) -> Tensor:
+def _side_by_side(tensors: Sequence[Samples]) -> Samples | Tensor:
+    """Several outputs of the graph, which are small, as one."""
+    return tensors[0] if len(tensors) == 1 else _beside([samples[:] for samples in tensors])
+
+
+def _beside(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat([tensor.flatten(1).float() for tensor in tensors], 1)
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import IO
 
 import torch
 from torch import Tensor
 
-from whet.core.errors import Refused
+from whet.compress.walks.scratch import Scratch, no_room
 
 MOST_BYTES = 32 << 20  # that are held in memory; what comes on top goes to a file
 
@@ -27,14 +24,13 @@ class _Written:
 class Held:
     """Tensors by batch and name.
 
-    A file has no name in its folder (``tempfile.TemporaryFile``), so nothing is left of it whatever ends the process. There is one for each
-    name, and it is gone when the last of its tensors is. Its pages are the kernel's cache and no memory of the process.
+    There is a file for each name, and it is gone when the last of its tensors is.
     """
 
     def __init__(self, most_bytes: int | None = None) -> None:
         self._most = MOST_BYTES if most_bytes is None else most_bytes
         self._places: dict[tuple[int, str], Tensor | _Written] = {}
-        self._files: dict[str, IO[bytes]] = {}
+        self._files: dict[str, Scratch] = {}
         self._written: dict[str, int] = {}  # tensors in each file
         self.bytes = 0  # in memory
 
@@ -76,32 +72,20 @@ class Held:
     def close(self) -> None:
         """Forget everything."""
         self._places.clear()
-        _close(self._files.values())
+        for file in self._files.values():
+            file.close()
         self._files.clear()
         self.bytes = 0
 
     def _write(self, name: str, values: Tensor) -> _Written:
         try:
             if name not in self._files:
-                self._files[name], self._written[name] = tempfile.TemporaryFile(prefix="whet-"), 0  # noqa: SIM115  open as long as its tensors
-            file = self._files[name]
-            start = file.seek(0, 2)
-            file.write(values.reshape(-1).view(torch.uint8).numpy().data)
-            file.flush()
+                self._files[name], self._written[name] = Scratch(), 0
+            start = self._files[name].append(values)
         except OSError as error:
-            raise Refused(f"put {values.nbytes / 1e6:.0f} MB of activations into {tempfile.gettempdir()}", found=str(error),
-                          do="name a folder with more room in TMPDIR, or calibrate on fewer samples") from error
+            raise no_room(values.nbytes, error) from error
         self._written[name] += 1
         return _Written(start, tuple(values.shape), values.dtype)
 
     def _read(self, name: str, place: _Written) -> Tensor:
-        values = torch.empty(place.shape, dtype=place.dtype)
-        file = self._files[name]
-        file.seek(place.start)
-        file.readinto(values.reshape(-1).view(torch.uint8).numpy().data)  # type: ignore[attr-defined]
-        return values
-
-
-def _close(files: Iterable[IO[bytes]]) -> None:
-    for file in files:
-        file.close()
+        return self._files[name].read(place.start, torch.empty(place.shape, dtype=place.dtype))

@@ -137,7 +137,7 @@ def _error(name: str, values: Floats, layers: list[Step], constants: Constants, 
 
 
 class _Energy:
-    """The mean square of all the numbers, or of their differences to others, in float64; block by block, so that nothing is copied whole."""
+    """The mean square of all the numbers, or of their differences to others, in float64, without a copy of them all."""
 
     def __init__(self) -> None:
         self._sum, self._count = 0.0, 0

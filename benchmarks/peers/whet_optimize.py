@@ -12,7 +12,10 @@ import numpy as np
 
 def prepare(model: Path, samples: dict[str, np.ndarray], out: Path, *, evaluation: str) -> Callable[[], dict[str, Any]]:
     """evaluation: path of the labelled data."""
+    import scipy.stats  # noqa: F401  what Whet imports when it is first used, as the other libraries do when they are imported
+
     import whet
+    import whet.compress.mirror
 
     optimize, load = whet.optimize, whet.load
     folder = out.parent / "optimize"

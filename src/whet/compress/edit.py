@@ -46,7 +46,7 @@ class Editor:
         """An initializer; ``dtype`` (an ONNX name such as "int4") where numpy's own says it not exactly."""
         numbers = np.asarray(numbers, order="C")  # ascontiguousarray would make a scalar a vector
         dtype = dtype or numbers.dtype.name
-        stored = numbers.astype(_NARROW.get(dtype, dtype))
+        stored = numbers.astype(_NARROW.get(dtype, dtype), copy=False)
         content = stored.reshape(-1).view(np.uint8)  # bytes, of which NaN equals NaN and -0 is not 0
         alike = self._constants.setdefault((dtype, numbers.dtype.name, numbers.shape, content[:_COMPARED_BYTES].tobytes()), [])
         for other, value in alike:

@@ -21,6 +21,7 @@ Array = np.ndarray[Any, Any]
 RESAMPLES = 2000
 BUDGET = 20_000_000  # samples drawn for one interval: fewer resamples for larger data, which need them less
 FEWEST = 400
+AT_ONCE = 250_000  # numbers drawn at a time: they stay in the cache, which is 5 times as fast as 4 million
 BCA_LIMIT = 3000  # BCa's jackknife takes n * n steps; beyond this many samples its correction (of order 1/n) no longer matters
 
 
@@ -95,7 +96,7 @@ def mean_interval(values: Array, confidence: float, seed: int) -> tuple[Interval
     if len(values) < 2 or np.ptp(values) == 0:
         return Interval(mean, mean, confidence), "all samples equal"
     resamples = resamples_for(len(values))
-    batch = max(1, 4_000_000 // len(values))
+    batch = max(1, AT_ONCE // len(values))
     for method in ("BCa", "percentile") if len(values) <= BCA_LIMIT else ("percentile",):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # scipy warns of degenerate data, and that is what is looked for below
@@ -110,7 +111,7 @@ def replicated(statistic: Callable[[Array], Array], n: int, seed: int, resamples
     """``statistic`` of ``resamples`` bootstrap samples of n: it takes weights [k, n], how often each sample was drawn, in pieces,
     and gives [k] or [k, m]. Every column was computed from the same draws, so that differences of columns are paired."""
     random = np.random.default_rng(seed)
-    rows = max(1, min(resamples, 2_000_000 // n))
+    rows = max(1, min(resamples, AT_ONCE // n))
     parts = []
     for start in range(0, resamples, rows):
         count = min(rows, resamples - start)

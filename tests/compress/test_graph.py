@@ -17,9 +17,10 @@ from whet.compress.artifacts import load
 from whet.compress.data import Dataset
 from whet.compress.edit import Editor
 from whet.compress.graph import GraphModel
-from whet.compress.grid import Grid
+from whet.compress.grid import Grid, quantise, weight_grid
 from whet.compress.put.sites import is_mover, readers, sites, source
 from whet.compress.runtime import exposed, feed_batches, opened, outputs_of
+from whet.compress.technique import Change
 from whet.compress.weights import Slot, array, as_stored, is_row, rows_first, slots
 from whet.core.errors import Refused
 from whet.device.targets import target
@@ -303,6 +304,23 @@ def test_what_only_moves(op: str, attributes: dict[str, Any], moves: bool) -> No
 
 
 # -- running ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Conv grouped", "ConvTranspose grouped", "Gemm", "MatMul", "Gather along axis 1"])
+def test_a_rounded_weight_is_held_as_codes(name: str) -> None:
+    model = CASES[name]().model().folded()
+    (layer, found), = model.views([node.name for node in model.nodes]).items()
+    ((slot, view),) = found.items()
+    assert view.weight is not None
+    rounded = quantise(view.weight.reshape(len(view.weight), -1), weight_grid(view.weight.reshape(len(view.weight), -1), bits=4, axis=0))
+    made = model.rounded({layer: {slot: Change(rounded)}})
+    stored = next(node for node in made.ir.graph if node.name == layer).inputs[slot.index]
+    assert stored is not None
+    assert isinstance(stored.const_value, ir.LazyTensor)
+    assert not np.shares_memory(stored.const_value.numpy(), stored.const_value.numpy())
+    again = made.views([layer])[layer][slot]
+    assert again.weight is not None
+    assert np.array_equal(again.weight.reshape(rounded.codes.shape), rounded.values)
 
 
 def test_a_tensor_that_is_not_there_is_refused() -> None:

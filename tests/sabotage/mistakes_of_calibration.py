@@ -68,8 +68,8 @@ MISTAKES = (
     Mistake(
         "the channels of two tensors as those of one",
         "compress/extremes.py",
-        "            channels += shape[1]\n",
-        "            channels += shape[1] - (len(begins) > 1)\n",
+        "            channels += count\n",
+        "            channels += count - (len(begins) > 1)\n",
         EXTREMES,
         "laid_out",
     ),

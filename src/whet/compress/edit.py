@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ class Editor:
         self.graph = graph
         self.root: Editor = outer.root if outer else self
         self._constants: dict[_Alike, list[tuple[Array, ir.Value]]] = {}
+        self._asked: dict[Hashable, ir.Value] = {}
         self._inner: dict[ir.Graph, Editor] = {}
         self._number = 0
 
@@ -57,6 +58,15 @@ class Editor:
         self.graph.register_initializer(value)
         alike.append((content, value))
         return value
+
+    def made_when_asked(self, key: Hashable, make: Callable[[], ir.TensorProtocol], dtype: ir.DataType, shape: Sequence[int]) -> ir.Value:
+        """An initializer whose numbers ``make`` makes each time that somebody looks at them; one for each key."""
+        if key not in self._asked:
+            name = self._name("c")
+            tensor = ir.LazyTensor(make, dtype, ir.Shape(shape), name=name)
+            self._asked[key] = ir.val(name, const_value=tensor)
+            self.graph.register_initializer(self._asked[key])
+        return self._asked[key]
 
     def node(self, op: str, inputs: Sequence[ir.Value | None], *, domain: str = "", name: str = "",
              attributes: Mapping[str, Any] | None = None, like: ir.Value | None = None, dtype: ir.DataType | None = None) -> ir.Value:

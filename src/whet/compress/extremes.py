@@ -97,18 +97,20 @@ def _together(values: list[ir.Value], positive: Collection[ir.Value], shapes: Ma
               editor: Editor) -> tuple[ir.Value, list[int], dict[str, _Place]]:
     """One output for tensors of as many dimensions, where each one's channels begin in it, and their places."""
     highest: list[ir.Value] = []
-    begins, places, channels = [], {}, 0
+    begins: list[int] = []
+    parts: dict[str, tuple[int, int | None]] = {}
+    channels = 0
     for value in values:
-        name = value.name or ""
-        shape = shapes[name][1]
-        for read in [value] if value in positive else [value, _negative(value, shape[1], editor)]:
+        count, first = shapes[value.name or ""][1][1], len(begins)
+        reads = [value] if value in positive else [value, _negative(value, count, editor)]
+        for read in reads:
             highest.append(editor.node("GlobalMaxPool", [read]))
             begins.append(channels)
-            channels += shape[1]
-        places[name] = (len(begins) - (1 if value in positive else 2), None if value in positive else len(begins) - 1, shape)
+            channels += count
+        parts[value.name or ""] = first, first + 1 if len(reads) > 1 else None
     output = editor.node("Concat", highest, attributes={"axis": 1}, dtype=ir.DataType.FLOAT)
-    return output, begins, {name: _Place(output.name or "", high, low, math.prod(shape), shape[0])
-                            for name, (high, low, shape) in places.items()}
+    sizes = {name: shapes[name][1] for name in parts}
+    return output, begins, {name: _Place(output.name or "", *part, math.prod(sizes[name]), sizes[name][0]) for name, part in parts.items()}
 
 
 def _negative(value: ir.Value, channels: int, editor: Editor) -> ir.Value:
@@ -122,8 +124,10 @@ def _kinds(graph: ir.Graph) -> tuple[set[ir.Value], set[ir.Value]]:
     finite = {*graph.inputs, *graph.initializers.values()}
     positive: set[ir.Value] = set()
     for node in graph:
+        if node.domain != "":
+            continue
         read = [value for value in node.inputs if value is not None]
-        if node.domain == "" and node.op_type in _FINITE and finite.issuperset(read):
+        if node.op_type in _FINITE and finite.issuperset(read):
             finite.update(node.outputs)
         if _cuts_at_zero(node) or (node.op_type in _MOVES and positive.issuperset(_moved(node, read))):
             positive.update(node.outputs)

@@ -15,7 +15,7 @@ from whet.compress.edit import Editor
 from whet.compress.fold import fold
 from whet.compress.grid import Array, Grid, Quantised, stored_bits
 from whet.compress.put.dynamic import put_dynamic
-from whet.compress.put.floats import put_bias, put_rows
+from whet.compress.put.floats import put_bias, put_rounded, put_rows
 from whet.compress.put.half import put_half
 from whet.compress.put.integer import put_integer
 from whet.compress.put.sites import Site, sites
@@ -146,7 +146,7 @@ class GraphModel:
             within = editor.within(nodes[name].graph)
             for slot, change in found.items():
                 assert isinstance(change.weight, Quantised)
-                put_rows(nodes[name], slot, change.weight.values, within)
+                put_rounded(nodes[name], slot, change.weight, within)
                 if change.bias is not None:
                     put_bias(nodes[name], slot, change.bias, within)
         editor.close()

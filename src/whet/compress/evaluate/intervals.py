@@ -21,7 +21,7 @@ Array = np.ndarray[Any, Any]
 RESAMPLES = 2000
 BUDGET = 20_000_000  # samples drawn for one interval: fewer resamples for larger data, which need them less
 FEWEST = 400
-AT_ONCE = 250_000  # numbers drawn at a time: they stay in the cache, which is 5 times as fast as 4 million
+AT_ONCE = 250_000  # numbers drawn at a time: they stay in the cache; 4 million take 2 to 5 times as long
 BCA_LIMIT = 3000  # BCa's jackknife takes n * n steps; beyond this many samples its correction (of order 1/n) no longer matters
 
 

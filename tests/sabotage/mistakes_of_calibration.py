@@ -114,12 +114,12 @@ MISTAKES = (
         "parser",
     ),
     Mistake(
-        "the first of two graphs as all of it",
+        "a graph as long as it was before the cut",
         "compress/source/payloads.py",
-        "if len(graphs) != 1:",
-        "if not graphs:",
+        "_header(_GRAPH, sum(map(len, pieces)))",
+        "_header(_GRAPH, high - low)",
         PAYLOADS,
-        "in_parts",
+        "parser",
     ),
     Mistake(
         "weights cut out that are not as large as they declare",

@@ -90,7 +90,7 @@ def collect(model: GraphModel, tensors: Collection[str], data: Dataset, *, histo
 
 def _watched(model: GraphModel, inner: list[str], only_range: list[str], data: Dataset) -> tuple[GraphModel, Pools]:
     """A copy of the model that gives the tensors out, and those of which it gives no more than their ranges."""
-    if not only_range or len(data) == 0:
+    if not only_range:
         return exposed(model, inner), Pools()
     sizes = {name: values.shape for name, values in one_inference(model, data).items()}
     shapes = estimate_shapes(model.ir, input_shapes=sizes, run=False).known

@@ -70,9 +70,9 @@ def cut_out(data: memoryview, file: BinaryIO | None = None) -> tuple[memoryview 
 
 def _cut(data: memoryview, file: BinaryIO | None) -> tuple[memoryview | bytes, Payloads]:
     graphs = [place for number, *place in delimited(data, 0, len(data)) if number == _GRAPH]
-    if len(graphs) != 1:  # parts of one graph, which a parser puts together
+    if not graphs:
         return data, Payloads()
-    begin, low, high = graphs[0]
+    begin, low, high = graphs[0]  # what follows are parts of the same graph, which the parser puts together
     places: dict[str, tuple[int, int]] = {}
     pieces: list[memoryview | bytes] = []
     done = low

@@ -93,7 +93,7 @@ def _watched(model: GraphModel, inner: list[str], only_range: list[str], data: D
     if not only_range:
         return exposed(model, inner), Pools()
     sizes = {name: values.shape for name, values in one_inference(model, data).items()}
-    shapes = estimate_shapes(model.ir, input_shapes=sizes, run=False).known
+    shapes = estimate_shapes(model.ir, input_shapes=sizes, wanted=()).known
     copied = model.copied()
     pools = pooled(copied.ir.graph, only_range, shapes)
     return with_outputs(copied, [name for name in inner if name not in pools.places]), pools

@@ -55,9 +55,7 @@ def _shapes(model: ir.Model) -> dict[ir.Value | None, tuple[int | None, ...]]:
     # Inference takes an open size as 1, which is no size: with one beside the batch, only the number of dimensions is known.
     closed = all(value.shape is not None and all(isinstance(size, int) for size in list(value.shape)[1:]) for value in model.graph.inputs)
     open_ones = [value for value in read if value not in shapes]
-    found = estimate_shapes(model, run=False).known
-    if any(value.name not in found for value in open_ones):
-        found = estimate_shapes(model).known
+    found = estimate_shapes(model, wanted={value.name or "" for value in open_ones}).known
     known = {name: shape if closed else (None,) * len(shape) for name, (_, shape) in found.items()}
     return shapes | {value: known[value.name] for value in open_ones if value.name in known}
 

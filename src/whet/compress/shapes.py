@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,9 +35,10 @@ def infer_shapes(model: ir.Model, *, batch: int = 1) -> Mapping[str, Typed]:
 
 
 def estimate_shapes(model: ir.Model, *, batch: int = 1, input_shapes: Mapping[str, Sequence[int]] | None = None,
-                    run: bool = True) -> Shapes:
-    """``infer_shapes`` with notes. input_shapes: whole shapes of inputs, where the caller knows them (from data). run: whether the model
-    may run once for what inference leaves open, which takes ten times as long."""
+                    wanted: Collection[str] | None = None) -> Shapes:
+    """``infer_shapes`` with notes. input_shapes: whole shapes of inputs, where the caller knows them (from data). wanted: the values that
+    the caller asks for, None for all; only where inference leaves one of these open does the model run, which takes ten times as long.
+    """
     found = Shapes()
     proto = skeleton(model)
     sizes = _fix_inputs(model, proto, batch, input_shapes or {}, found)
@@ -50,7 +51,7 @@ def estimate_shapes(model: ir.Model, *, batch: int = 1, input_shapes: Mapping[st
         inferred = proto
     _collect(inferred.graph, found.known)
     _take_declared(model, sizes, found.known)
-    if run and any(name not in found.known for name in _activations(model.graph)):
+    if any(name not in found.known and (wanted is None or name in wanted) for name in _activations(model.graph)):
         found.known.update(_run(model, found))
     unknown = sum(name not in found.known for graph in (model.graph, *model.graph.subgraphs()) for name in _activations(graph))
     if unknown:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,8 @@ from tests.compress import digits
 from tests.compress.small_graphs import Sketch, feeds_of, noise_ratio, outputs, samples, weights_of
 from tests.slow_papers import soft_rounding as slow
 
+from whet.compress import soft_rounding
+from whet.compress.adam import Adam
 from whet.compress.apply import apply_recipe
 from whet.compress.artifacts import load
 from whet.compress.data import Dataset
@@ -56,6 +60,43 @@ def test_it_finds_a_rounding_nearly_as_good_as_the_best_of_all() -> None:
     best = slow.best_error(weight, grid, inputs)
     assert best <= found <= nearest
     assert found < best + 0.3 * (nearest - best), (best, found, nearest)
+
+
+@pytest.mark.parametrize("most", [1, 200, 1000])
+def test_gradients_summed_over_parts_of_a_step_are_those_of_the_whole(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, inputs = RANDOM.standard_normal((6, 8)).astype(np.float32), correlated(64, 8)
+    sizes: list[int] = []
+    gradients: list[torch.Tensor] = []
+
+    class Recorded(Adam):
+        def step(self) -> None:
+            assert self.parameter.grad is not None
+            gradients.append(self.parameter.grad.clone())
+            super().step()
+
+    def learned() -> list[torch.Tensor]:
+        sizes.clear()
+        gradients.clear()
+        grids = {"x": Grid(8, True, np.float32(0.05), np.int32(0))}
+        learn(watched, {"product": weight_grid(weight, bits=3, axis=0)}, grids, Schedule(4, 21, 0.01, 1e-2, 1e-3))
+        return list(gradients)
+
+    def run(given: Sequence[torch.Tensor], *more: Any) -> torch.Tensor:
+        sizes.append(len(given[0]))
+        return block.run(given, *more)
+
+    block = layer_block(weight, inputs)
+    watched = replace(block, run=run)
+
+    monkeypatch.setattr(soft_rounding, "Adam", Recorded)
+    whole = learned()
+    assert sizes == [1, *[21] * 4]  # the first one is measured
+    monkeypatch.setattr(soft_rounding, "STEP_BYTES", most)
+    parts = learned()
+    assert max(sizes) < 21
+    assert (max(sizes) > 1) == (most > 1)
+    for found, wanted in zip(parts, whole, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
 
 
 def test_soft_rounding_begins_at_the_weight_itself_and_ends_at_neighbouring_codes() -> None:
@@ -158,6 +199,17 @@ def test_static_takes_weights_and_ranges_over() -> None:
     exact, found = outputs(residual(), feeds_of(IMAGES)), outputs(small, feeds_of(IMAGES))
     for name, wanted in exact.items():
         assert noise_ratio(found[name], wanted) < 0.5
+
+
+@pytest.mark.parametrize(("stated", "taken"), [("N", 1), (1, 1), (4, 4)])
+def test_a_graph_that_takes_one_size_of_batch_is_learned_in_it(stated: int | str, taken: int) -> None:
+    g = Sketch()
+    x = g.node("Relu", g.conv(g.input("x", [stated, 3, 8, 8]), (3, 8), name="stem"))
+    g.output(g.gemm(g.node("Reshape", g.node("GlobalAveragePool", x), g.constant([taken, 8], np.int64)), 8, 5, name="head"))
+    made = reconstructed(g.model(), batch=6, static={})
+    feeds = {"x": feeds_of(IMAGES)["x"][:taken]}
+    for name, wanted in outputs(g.model(), feeds).items():
+        assert noise_ratio(outputs(made, feeds)[name], wanted) < 0.5
 
 
 def test_a_model_of_which_nothing_computes_in_integers_is_refused() -> None:

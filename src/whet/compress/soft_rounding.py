@@ -19,6 +19,7 @@ from whet.compress.grid import Array, Grid, Quantised
 from whet.compress.views import Block
 from whet.core.progress import task
 
+STEP_BYTES = 96 << 20  # of what a step keeps of its samples for their gradients: it is taken in parts where they are more
 ZETA, GAMMA = 1.1, -0.1  # how far the sigmoid is stretched, so that it reaches 0 and 1 (Nagel et al. 2020, equation 23)
 WARM_UP, FIRST_BETA, LAST_BETA = 0.2, 20.0, 2.0
 REPORT_EVERY = 100
@@ -88,48 +89,87 @@ def learn(block: Block, weights: Mapping[str, Grid], activations: Mapping[str, G
           schedule: Schedule) -> tuple[dict[str, Quantised], dict[str, Tensor]]:
     """Codes of the block's weights on ``weights`` (by layer), and the steps of its ``activations`` (by tensor).
 
+    The gradients of a step are summed over parts of its samples, so that no more than ``STEP_BYTES`` wait for them, or one sample's.
     Deterministic by the seed of the schedule.
     """
     generator = torch.Generator().manual_seed(schedule.seed)
-    soft = {name: SoftRounding(_rows(block, name), grid) for name, grid in weights.items()}
-    steps = {name: torch.nn.Parameter(torch.as_tensor(grid.scale, dtype=torch.float32).clone()) for name, grid in activations.items()}
-    rounding = [Adam(each.v, schedule.rounding_rate) for each in soft.values()]
-    stepping = [Adam(step, schedule.step_rate) for step in steps.values()]
-
-    def place(name: str, values: Tensor) -> Tensor:
-        if name not in steps:
-            return values
-        return _mixed(on_learned_grid(values, steps[name].abs(), activations[name]), values, schedule.drop, generator)
-
+    learning = _Learning(block, {name: SoftRounding(_rows(block, name), grid) for name, grid in weights.items()},
+                         {name: torch.nn.Parameter(torch.as_tensor(grid.scale, dtype=torch.float32).clone())
+                          for name, grid in activations.items()}, activations, schedule.drop)
+    rounding = [Adam(each.v, schedule.rounding_rate) for each in learning.soft.values()]
+    stepping = [Adam(step, schedule.step_rate) for step in learning.steps.values()]
+    count = min(schedule.batch, len(block.targets))
+    together = block.fixed or learning.samples_together(count)
+    count = -(-count // together) * together if block.fixed else count
     with task(f"learning {block.name}", schedule.iterations) as progress:
         for iteration in range(schedule.iterations):
-            chosen = torch.randint(len(block.targets), (min(schedule.batch, len(block.targets)),), generator=generator)
-            given = [_mixed(now[chosen], exact[chosen], schedule.drop, generator)
-                     for now, exact in zip(block.inputs, block.exact_inputs, strict=True)]
-            found = block.run(given, {name: each.weight() for name, each in soft.items()}, place)
-            loss = _error(found, block.targets[chosen])
+            chosen = torch.randint(len(block.targets), (count,), generator=generator)
+            error = sum(learning.add_gradients(part, len(part) / count, generator) for part in chosen.split(together))
             beta = schedule.beta(iteration)
             if beta is not None:
-                loss = loss + schedule.regulariser * sum(each.regulariser(beta) for each in soft.values())
-            loss.backward()
+                for each in learning.soft.values():
+                    (schedule.regulariser * each.regulariser(beta)).backward()
             for optimiser in stepping:  # along half a cosine down to 0, as BRECQ does
                 optimiser.rate = 0.5 * schedule.step_rate * (1.0 + float(np.cos(np.pi * iteration / schedule.iterations)))
             for optimiser in (*rounding, *stepping):
                 optimiser.step()
             if iteration % REPORT_EVERY == REPORT_EVERY - 1:
-                progress.advance(REPORT_EVERY, note=f"error {float(loss.detach()):.3g}")
-    return {name: each.codes() for name, each in soft.items()}, {name: step.detach().abs() for name, step in steps.items()}
+                progress.advance(REPORT_EVERY, note=f"error {error:.3g}")
+    return ({name: each.codes() for name, each in learning.soft.items()},
+            {name: step.detach().abs() for name, step in learning.steps.items()})
+
+
+@dataclass(frozen=True, eq=False)
+class _Learning:
+    """A block with what is learned of it: the rounding of its weights by layer, and the steps of its activations by tensor."""
+
+    block: Block
+    soft: Mapping[str, SoftRounding]
+    steps: Mapping[str, Tensor]
+    activations: Mapping[str, Grid]
+    drop: float
+
+    def add_gradients(self, chosen: Tensor, share: float, generator: torch.Generator) -> float:
+        """Add the gradients of ``share`` times the error on some samples to those that are there; that error."""
+        loss = share * self._error(chosen, {name: each.weight() for name, each in self.soft.items()}, generator)
+        loss.backward()
+        return float(loss.detach())
+
+    def samples_together(self, count: int) -> int:
+        """So many samples, ``count`` at most, that ``STEP_BYTES`` hold what is kept of them for their gradients; measured on one."""
+        if count == 1:
+            return 1
+        weights = {name: each.weight() for name, each in self.soft.items()}
+        counted = {each.untyped_storage().data_ptr() for each in (*weights.values(), *self.steps.values())}
+        kept: dict[int, int] = {}
+
+        def count_bytes(values: Tensor) -> Tensor:
+            storage = values.untyped_storage()
+            if storage.data_ptr() not in counted:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return values.detach()  # a tensor that keeps what made it would hold itself alive
+
+        with torch.autograd.graph.saved_tensors_hooks(count_bytes, lambda values: values):
+            loss = self._error(torch.zeros(1, dtype=torch.int64), weights, torch.Generator())
+        del loss  # until here its tensors were alive, so that no two of them lay in one place
+        return max(1, min(count, STEP_BYTES // max(sum(kept.values()), 1)))
+
+    def _error(self, chosen: Tensor, weights: Mapping[str, Tensor], generator: torch.Generator) -> Tensor:
+        """Squared error, summed over channels and averaged over samples and positions (BRECQ's and QDrop's loss)."""
+        def place(name: str, values: Tensor) -> Tensor:
+            if name not in self.steps:
+                return values
+            return _mixed(on_learned_grid(values, self.steps[name].abs(), self.activations[name]), values, self.drop, generator)
+
+        given = [_mixed(now[chosen], exact[chosen], self.drop, generator)
+                 for now, exact in zip(self.block.inputs, self.block.exact_inputs, strict=True)]
+        return (self.block.run(given, weights, place) - self.block.targets[chosen]).pow(2).sum(1).mean()
 
 
 def _rows(block: Block, name: str) -> Array:
     weight = block.layers[name].weight
     assert weight is not None
     return weight
-
-
-def _error(found: Tensor, wanted: Tensor) -> Tensor:
-    """Squared error, summed over channels and averaged over samples and positions (BRECQ's and QDrop's loss)."""
-    return (found - wanted).pow(2).sum(1).mean()
 
 
 def _mixed(fake: Tensor, exact: Tensor, drop: float, generator: torch.Generator) -> Tensor:

@@ -172,7 +172,8 @@ class Block:
     inputs, exact_inputs: the tensors that enter, [n, ...] each, as the blocks before give them once they are quantised, and as they
     did in float. targets: [n, ...] the block's output in float; several outputs side by side as [n, numbers].
     run(inputs, weights, place): the output, with weights [out, ...] by layer, and place(name, tensor) in the place of each tensor of
-    ``tensors``. rounded: what an earlier step has rounded its layers to, by layer; ``layers`` hold the weights in float.
+    ``tensors``. rounded: what an earlier step has rounded its layers to, by layer; ``layers`` hold the weights in float. fixed: how many
+    samples ``run`` takes at a time, where it does not take any number.
     """
 
     name: str
@@ -183,6 +184,7 @@ class Block:
     targets: Samples
     run: Callable[[Sequence[Tensor], Mapping[str, Tensor], Callable[[str, Tensor], Tensor]], Tensor]
     rounded: Mapping[str, Quantised] = field(default_factory=FrozenMap)
+    fixed: int = 0
 
 
 @dataclass(frozen=True, eq=False)

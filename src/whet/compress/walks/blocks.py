@@ -51,6 +51,7 @@ def walk(model: GraphModel, work: Work) -> GraphModel:
     constants = {name: tensor.detach() for name, tensor in reflected.constants().items()}
     starts = batches_of(model, data)
     chunk = len(starts[0][data.names[0]])
+    fixed = model.fixed_batch or (1 if chunk == 1 else 0)  # it may say to take any batch and not do it
     constants |= {name: tensor for name, tensor in starts[0].items() if name not in data.names}  # inputs that are the same for all samples
     changes: dict[str, dict[Slot, Change]] = {}
     ranges: dict[str, Range] = {}
@@ -68,7 +69,7 @@ def walk(model: GraphModel, work: Work) -> GraphModel:
                 read = {name for step in part.steps if step.name in found for name in step.inputs}
                 block = Block(part.steps[0].name, runner.layers, {name: statistics[name] for name in statistics if name in read},
                               tuple(now[name] for name in part.inputs), tuple(exact[name] for name in part.inputs),
-                              _side_by_side([wanted[name] for name in part.outputs]), runner.run)
+                              _side_by_side([wanted[name] for name in part.outputs]), runner.run, fixed=fixed)
                 learned = work.technique.apply(block, work.target, **work.options)
                 changes |= {name: {views[name][0]: Change(codes)} for name, codes in learned.weights.items()}
                 learned_weights = {name: _rows(codes, runner.layers[name]) for name, codes in learned.weights.items()}

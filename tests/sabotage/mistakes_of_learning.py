@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.sabotage.mistakes import Mistake
 
 BIAS, CLIP, LEARNED = "compress/test_bias_correct.py", "compress/test_clip.py", "compress/test_reconstruct.py"
+JOURNAL = "compress/test_journal.py"
 
 MISTAKES = (
     Mistake(
@@ -166,5 +167,29 @@ MISTAKES = (
         "    fixed = 0",
         LEARNED,
         "one_size_of_batch",
+    ),
+    Mistake(
+        "what was learned on other samples is taken over",
+        "compress/apply.py",
+        "target.digest, None if data is None else data.content_hash])",
+        "target.digest])",
+        JOURNAL,
+        "other_work",
+    ),
+    Mistake(
+        "what was learned in one step is taken for another's",
+        "compress/journal.py",
+        "digest([*self.place, name])",
+        "digest([name])",
+        JOURNAL,
+        "another_step",
+    ),
+    Mistake(
+        "a note forgets along which axis its scales lie",
+        "compress/journal.py",
+        'form["axis"], form["block"])',
+        'None, form["block"])',
+        JOURNAL,
+        "come_back or comes_back",
     ),
 )

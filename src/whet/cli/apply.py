@@ -45,8 +45,8 @@ def command(screen: Screen, words: tuple[str, ...], recipe: str | None, layers: 
     """Do one technique, or the steps of a recipe, to MODEL and write the result as an artifact: the model and its manifest.
 
     MODEL is an .onnx file, an artifact's folder, package.module:callable, or the folder of a language model (config.json and
-    safetensors), which is calibrated with text and worked on block by block. The folder is written whole or not at all; a language
-    model that was interrupted goes on where it was.
+    safetensors), which is calibrated with text and worked on block by block. The folder is written whole or not at all. What was
+    interrupted goes on where it was: behind the last block of a language model, behind the last layer that was learned of a graph.
 
     \b
     whet apply static model.onnx --calibration calib.npz --ranges mse -o out/

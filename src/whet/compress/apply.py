@@ -6,18 +6,21 @@ import gc
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whet.compress.artifacts import load, original_artifact, source_file, write_artifact
+from whet.compress.artifacts import code_version, load, original_artifact, source_file, tool_versions, write_artifact
 from whet.compress.bodies import checkpoint_in
 from whet.compress.data import Dataset, load_data
 from whet.compress.graph import GraphModel
+from whet.compress.journal import Journal
 from whet.compress.recipes import as_recipe, as_target
 from whet.compress.slim import drop_annotations
 from whet.compress.technique import Technique, technique
 from whet.compress.walks import Options, Work, walk_of
+from whet.core.document import digest
 from whet.core.errors import Refused, Unsupported
 from whet.core.inventory import Layer
 from whet.core.recipe import Recipe, Step, matched
@@ -25,6 +28,8 @@ from whet.core.target import Target
 
 if TYPE_CHECKING:
     from whet.compress.checkpoint import Checkpoint
+
+_NO_JOURNAL = Journal()
 
 
 def apply(model: Any, recipe: Recipe | Step | str | os.PathLike[str], *, calibration: Any = None, target: Target | str = "host",
@@ -35,7 +40,8 @@ def apply(model: Any, recipe: Recipe | Step | str | os.PathLike[str], *, calibra
     model: whatever ``whet.load`` takes, or the folder of a language model (config.json and safetensors), which needs ``out`` and is
     calibrated with text. recipe: a Recipe, a Step, the path of a TOML file, or the name of a technique (with its
     ``options``). calibration: data as ``whet.load_data`` takes it, where a technique needs some. out: a folder for the artifact
-    (model.onnx and whet.json), written whole or not at all; None writes nothing.
+    (model.onnx and whet.json), written whole or not at all; None writes nothing. A run that is stopped leaves what it has learned in a
+    hidden folder beside ``out``, and the same call goes on behind that, to the same bytes.
     Raises Refused and Unsupported as ``apply_recipe``.
     """
     language = checkpoint_in(model)
@@ -45,12 +51,25 @@ def apply(model: Any, recipe: Recipe | Step | str | os.PathLike[str], *, calibra
         graph = load(model, example_inputs=example_inputs)
         chosen, place = as_recipe(recipe, options), as_target(target)
         data = None if calibration is None else load_data(calibration, graph.inputs)
-        made = apply_recipe(graph, chosen, place, calibration=data)
-    if out is None:
-        return made
-    parent = graph.artifact_id or original_artifact(graph, source_file(model)).artifact_id
+        if out is None:
+            return apply_recipe(graph, chosen, place, calibration=data)
+        parent = graph.artifact_id or original_artifact(graph, source_file(model)).artifact_id
+        journal = Journal(_beside(Path(out)), lambda: _work_key(parent, chosen, place, data))
+        journal.tell()
+        made = apply_recipe(graph, chosen, place, calibration=data, journal=journal)
     write_artifact(made, Path(out), parent=parent, recipe=chosen, target=place.name)
+    journal.forget()
     return load(out)
+
+
+def _beside(out: Path) -> Path:
+    """Where what was learned waits for a run that goes on."""
+    return out.parent / f".{out.name}.whet-learned"
+
+
+def _work_key(parent: str, recipe: Recipe, target: Target, data: Dataset | None) -> str:
+    """The hash of all that goes in."""
+    return digest([code_version(), tool_versions(), parent, recipe.to_plain(), target.digest, None if data is None else data.content_hash])
 
 
 def _apply_to_checkpoint(model: Checkpoint, recipe: Recipe, target: Target, calibration: Any,
@@ -80,21 +99,24 @@ def _old_objects_aside() -> Iterator[None]:
         gc.unfreeze()
 
 
-def apply_recipe(model: GraphModel, recipe: Recipe, target: Target, *, calibration: Dataset | None = None) -> GraphModel:
+def apply_recipe(model: GraphModel, recipe: Recipe, target: Target, *, calibration: Dataset | None = None,
+                 journal: Journal = _NO_JOURNAL) -> GraphModel:
     """The model after all steps. The original is left as it is; an empty recipe gives it back.
 
     Steps of one technique that follow each other are done together: ``static`` on some layers with 8 bits and on others with 4 is one
-    integer model. Raises Refused where a step matches nothing, an option is unknown or calibration data is missing, and Unsupported
+    integer model. journal: where what an earlier run has learned is found, and what is learned is noted. Raises Refused where a step
+    matches nothing, an option is unknown, calibration data is missing or the disk of the journal is full, and Unsupported
     where the technique can do nothing to any of the layers that a step names.
     """
     if not recipe.steps:
         return model
-    made = worked(model, recipe, target, calibration=calibration).settled(target)
+    made = worked(model, recipe, target, calibration=calibration, journal=journal).settled(target)
     drop_annotations(made.ir)  # nobody else has this graph, so it need not be copied first
     return made
 
 
-def worked(model: GraphModel, recipe: Recipe, target: Target, *, calibration: Dataset | None = None, more: bool = False) -> GraphModel:
+def worked(model: GraphModel, recipe: Recipe, target: Target, *, calibration: Dataset | None = None, more: bool = False,
+           journal: Journal = _NO_JOURNAL) -> GraphModel:
     """As ``apply_recipe``, before what is pending is stored: its ``reference`` is the float model that the steps that round began with.
 
     more: whether steps will follow, so that what is found for them is kept.
@@ -111,8 +133,8 @@ def worked(model: GraphModel, recipe: Recipe, target: Target, *, calibration: Da
         used = group[0][2]
         layers = _resolved(model, group, used, target)
         last = index == len(together) - 1 and not more
-        for work in _works(layers, group, used, target, calibration, last):
-            model = walk_of(used)(model, work)
+        for number, work in enumerate(_works(layers, group, used, target, calibration, last)):
+            model = walk_of(used)(model, replace(work, journal=journal.inside(str(index), str(number))))
     return model
 
 

@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,16 @@ def tool_versions() -> dict[str, str]:
     """The versions of everything that takes part in making an artifact."""
     found = {"whet": whet.__version__, "python": platform.python_version(), "platform": f"{sys.platform}-{platform.machine()}"}
     return found | {name: importlib.metadata.version(name.replace("_", "-")) for name in _TOOLS}
+
+
+@cache
+def code_version() -> str:
+    """Whet's version and the sha256 of its sources: what other code made is made again."""
+    root = Path(whet.__file__).parent
+    hasher = hashlib.sha256(whet.__version__.encode())
+    for path in sorted(path for floor in ("core", "device", "compress") for path in (root / floor).rglob("*.py")):
+        hasher.update(path.read_bytes())
+    return hasher.hexdigest()
 
 
 def _inside_artifact(path: Path) -> tuple[Path, Artifact | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from whet.compress.artifacts import tool_versions
+from whet.compress.artifacts import code_version, tool_versions
 from whet.compress.checkpoint.apply import apply_to_checkpoint
 from whet.compress.checkpoint.checkpoint import Checkpoint, open_checkpoint
 from whet.compress.checkpoint.compare import Judge, judging
@@ -19,7 +19,6 @@ from whet.compress.checkpoint.text import Windows, windows_of
 from whet.compress.checkpoint.turned import rotation_for
 from whet.compress.optimize.choose import closest, winner, with_front
 from whet.compress.optimize.place import taken, written
-from whet.compress.optimize.trials import code_version
 from whet.core.artifact import MANIFEST_NAME, Artifact
 from whet.core.document import FrozenMap, digest
 from whet.core.errors import Refused, Untrusted, WhetError

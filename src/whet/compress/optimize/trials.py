@@ -6,17 +6,17 @@ import hashlib
 import marshal
 import pickle
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import CodeType
 from uuid import uuid4
 
-import whet
 from whet.compress.apply import apply_recipe
-from whet.compress.artifacts import MODEL_NAME, load, write_artifact
+from whet.compress.artifacts import MODEL_NAME, code_version, load, write_artifact
 from whet.compress.data.dataset import Dataset
 from whet.compress.evaluate import Metric
+from whet.compress.journal import Journal
 from whet.compress.optimize.bench import Bench
 from whet.compress.optimize.search import Idea
 from whet.compress.plan import changes_of
@@ -70,7 +70,8 @@ class Workshop:
 
     def _made(self, idea: Idea, place: Path) -> Trial:
         began = perf_counter()
-        model = apply_recipe(self.bench.original, idea.recipe, self.bench.target, calibration=self.calibration)
+        journal = Journal(place.with_name(f".{place.name}.learned"), lambda: self.key(idea.recipe))
+        model = apply_recipe(self.bench.original, idea.recipe, self.bench.target, calibration=self.calibration, journal=journal)
         seconds = perf_counter() - began
         with new_folder(place) as beside:
             made = beside / "artifact"
@@ -81,6 +82,7 @@ class Workshop:
             trial = Trial(idea.name, idea.recipe, artifact=artifact, path=f"{self.folder.name}/{place.name}/artifact/{MODEL_NAME}",
                           measurements=measured, seconds=round(seconds, 3))
             write_file(beside / TRIAL_NAME, trial.to_json())
+        journal.forget()
         return trial
 
 
@@ -103,16 +105,6 @@ def metric_key(metric: Metric) -> str:
         return f"{metric.name} {uuid4()}"
     file = Path(code.co_filename)
     return f"{metric.name} {hashlib.sha256(known + (file.read_bytes() if file.is_file() else b'')).hexdigest()}"
-
-
-@cache
-def code_version() -> str:
-    """Whet's version and the sha256 of its sources: a trial that other code made is made again."""
-    root = Path(whet.__file__).parent
-    hasher = hashlib.sha256(whet.__version__.encode())
-    for path in sorted(path for floor in ("core", "device", "compress") for path in (root / floor).rglob("*.py")):
-        hasher.update(path.read_bytes())
-    return hasher.hexdigest()
 
 
 def _kept(place: Path) -> Trial | None:

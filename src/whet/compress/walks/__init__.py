@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from whet.compress.data import Dataset
 from whet.compress.graph import GraphModel
+from whet.compress.journal import Journal
 from whet.compress.technique import Technique
 from whet.core.errors import Refused
 from whet.core.target import Target
@@ -22,7 +23,7 @@ Options = Mapping[str, Any]
 class Work:
     """A step, resolved: the technique, its options for each layer that it is to be done to (in order of execution), target and data.
 
-    last: whether no step comes after it, so that nothing need stay as later steps want it.
+    last: whether no step comes after it, so that nothing need stay as later steps want it. journal: of what takes long to learn.
     """
 
     technique: Technique
@@ -30,6 +31,7 @@ class Work:
     target: Target
     data: Dataset | None
     last: bool = True
+    journal: Journal = field(default_factory=Journal)
 
     @property
     def options(self) -> Options:

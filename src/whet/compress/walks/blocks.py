@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 
 import onnx_ir as ir
 import torch
@@ -70,7 +71,7 @@ def walk(model: GraphModel, work: Work) -> GraphModel:
                 block = Block(part.steps[0].name, runner.layers, {name: statistics[name] for name in statistics if name in read},
                               tuple(now[name] for name in part.inputs), tuple(exact[name] for name in part.inputs),
                               _side_by_side([wanted[name] for name in part.outputs]), runner.run, fixed=fixed)
-                learned = work.technique.apply(block, work.target, **work.options)
+                learned = work.journal.once(block.name, partial(work.technique.apply, block, work.target, **work.options))
                 changes |= {name: {views[name][0]: Change(codes)} for name, codes in learned.weights.items()}
                 learned_weights = {name: _rows(codes, runner.layers[name]) for name, codes in learned.weights.items()}
                 grids = dict(learned.activations)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import onnx_ir as ir
 import torch
@@ -39,7 +40,8 @@ def rounded_in_turn(model: GraphModel, work: Work, change: Rounding, *, exact: b
                 stop.found.constants[name] = torch.tensor(array(node.inputs[slot.index]))  # type: ignore[arg-type]
                 continue
             if (name, slot.axis) not in done:
-                done[name, slot.axis] = change(stop, node, slot, views[stop.step.name][slot])
+                view = views[stop.step.name][slot]
+                done[name, slot.axis] = work.journal.once(f"{view.name} {slot.index}", partial(change, stop, node, slot, view))
             made = changes.setdefault(stop.step.name, {})[slot] = done[name, slot.axis]
             stop.found.constants[name] = _stored(made, stop.found.constants[name], slot)
     return model.rounded(changes)

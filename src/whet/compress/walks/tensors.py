@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -49,13 +50,18 @@ def walk(model: GraphModel, work: Work) -> GraphModel:
     ranges: dict[str, Range] = {}
     with closing(Held()) as held, closing(Held(EXACT_BYTES)) as exact:
         parts = _hold(model, names, work.samples, held)
-        for name in track(names, work.technique.name, len(names)):
+
+        def found_range(name: str) -> Range:
             values = _joined([held.get(part, name).numpy() for part in range(parts[name])])
             layers = [steps[reader] for reader in readers.get(name, ())]
             error = _error(name, values, layers, constants, exact)
-            ranges[name] = work.technique.apply(TensorView(statistics[name], values, error), work.target, **work.options)
-            held.forget(name)
+            made: Range = work.technique.apply(TensorView(statistics[name], values, error), work.target, **work.options)
             exact.forget(*(layer.name for layer in layers))
+            return made
+
+        for name in track(names, work.technique.name, len(names)):
+            ranges[name] = work.journal.once(name, partial(found_range, name))
+            held.forget(name)
     return replace(model, ranges={**model.ranges, **ranges})
 
 

@@ -167,6 +167,23 @@ def test_the_stages_end_early_and_say_why(files: dict[str, Path], tmp_path: Path
     assert {trial.status for trial in outcome.trials if trial.name in ("float16", "int8 weights")} == {"skipped"}
 
 
+def test_where_the_drop_is_to_be_least_all_that_mends_it_is_tried(files: dict[str, Path], tmp_path: Path) -> None:
+    outcome = optimized(files, tmp_path / "out", minimize="drop", max_drop=0.05)
+    stages = {stage.name: stage for stage in outcome.stages}
+    assert len(stages["better ranges"].trials) >= 2
+    assert stages["equalise and correct"].trials or "nearer" in stages["equalise and correct"].note
+    passed = {trial.name: trial.value("drop") for trial in outcome.trials if trial.passed and trial.name != "original"}
+    assert passed[outcome.winner] == min(passed.values(), key=lambda drop: drop or 0.0)
+    assert any("least drop" in note for note in outcome.notes)
+
+
+@pytest.mark.usefixtures("slower")
+def test_the_least_drop_is_not_bought_with_time(files: dict[str, Path], tmp_path: Path) -> None:
+    outcome = optimized(files, tmp_path / "out", minimize="drop", max_drop=0.05)
+    assert not outcome.winner
+    assert "not slower than the original" in outcome.headline
+
+
 def test_where_bytes_count_weights_get_fewer_bits_until_the_drop_is_too_large(files: dict[str, Path], tmp_path: Path) -> None:
     outcome = optimized(files, tmp_path / "out", minimize="size", max_drop=0.05)
     best = outcome.trial(outcome.winner)

@@ -57,11 +57,13 @@ def test_the_order_of_the_trials_decides_only_between_those_that_lose_as_much(fo
     assert len(set(drops)) <= 1
 
 
-@pytest.mark.parametrize(("goal", "wanted"), [("latency", "fast"), ("size", "small"), ("memory", "lean"), ("energy", "frugal")])
+@pytest.mark.parametrize(("goal", "wanted"), [("latency", "fast"), ("size", "small"), ("memory", "lean"), ("energy", "frugal"),
+                                             ("drop", "exact")])
 def test_each_goal_has_its_own_winner(goal: str, wanted: str) -> None:
     values = {"drop": 0.0, "latency_ratio": 0.9, "size_bytes": 900.0, "model_rss_bytes": 90.0, "energy_mj": 9.0}
     found = (original(), measured("fast", **{**values, "latency_ratio": 0.2}), measured("small", **{**values, "size_bytes": 200.0}),
-             measured("lean", **{**values, "model_rss_bytes": 20.0}), measured("frugal", **{**values, "energy_mj": 2.0}))
+             measured("lean", **{**values, "model_rss_bytes": 20.0}), measured("frugal", **{**values, "energy_mj": 2.0}),
+             measured("exact", **{**values, "drop": -0.01}))
     assert winner(found, goal, "original") == wanted
 
 
@@ -71,6 +73,14 @@ def test_a_little_slower_and_much_smaller_wins() -> None:
     assert winner(found, "latency", "original") == "small"
     slower = (*found[:2], measured("small", drop=0.0, latency_ratio=0.31, size_bytes=250.0))
     assert winner(slower, "latency", "original") == "fast"
+
+
+def test_of_equal_drops_the_outputs_decide_and_then_the_time() -> None:
+    found = (original(), measured("far", drop=-0.002, kl=0.02, latency_ratio=0.2, size_bytes=250.0),
+             measured("near", drop=-0.002, kl=0.01, latency_ratio=0.4, size_bytes=250.0),
+             measured("fast", drop=-0.002, kl=0.01, latency_ratio=0.3, size_bytes=250.0),
+             measured("lossy", drop=0.001, kl=0.001, latency_ratio=0.1, size_bytes=50.0))
+    assert winner(found, "drop", "original") == "fast"
 
 
 def test_among_equals_the_more_accurate_wins() -> None:

@@ -13,7 +13,18 @@ from whet.compress.graph import GraphModel
 from whet.compress.inspect import inspect
 from whet.compress.mixed.allotted import Outline
 from whet.compress.mixed.problem import FLOAT, Offer, Problem, Unit, Way
-from whet.compress.optimize.search import INTEGER, PLAIN, WORTHWHILE_SHARE, Idea, Start, corrected, other_ideas, other_ranges, rounded
+from whet.compress.optimize.search import (
+    INTEGER,
+    PLAIN,
+    WORTHWHILE_SHARE,
+    Idea,
+    Start,
+    corrected,
+    finely_rounded,
+    other_ideas,
+    other_ranges,
+    rounded,
+)
 from whet.compress.plan import plan
 from whet.compress.technique import technique, technique_names
 from whet.core.document import FrozenMap
@@ -190,6 +201,18 @@ def test_rounding_is_learned_for_the_layers_of_fewest_bits_before_static() -> No
     assert eight.base.before[-1].layers == ("a", "c")
     assert eight.base.before[-1].options == {"bits": 8}
     assert rounded(start, problem, dict.fromkeys("abc", "float32"), EVERY) == ()
+
+
+def test_all_weights_are_rounded_finely_before_static_on_the_ranges_of_the_start() -> None:
+    start = other_ranges(EVERY)[4]
+    found = finely_rounded(start, EVERY, ("a", "b"))
+    assert [techniques_of(each) for each in found] == [("gptq", "static", "bias_correct"), ("adaround", "static", "bias_correct")]
+    for each in found:
+        first, second, _ = each.idea.recipe.steps
+        assert (first.layers, first.options["bits"], second.options["ranges"]) == (("a", "b"), 8, "percentile")
+        assert each.label.startswith(start.label)
+    assert finely_rounded(start, ("static",)) == ()
+    assert finely_rounded(start, EVERY)[0].idea.recipe.steps[0].layers == ("*",)
 
 
 def test_what_stands_on_a_start_is_named_after_it() -> None:

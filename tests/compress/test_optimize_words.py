@@ -48,14 +48,21 @@ def test_the_progress_of_any_trial_can_be_told(found: tuple[Trial, ...]) -> None
 
 @given(trials(), st.booleans())
 def test_the_notes_say_what_a_reader_must_know(found: tuple[Trial, ...], late: bool) -> None:
-    notes = " ".join(words.notes(target("pi5"), found, late))
+    notes = " ".join(words.notes(target("pi5"), found, "latency", late))
     assert "pi5 is not this machine" in notes
     assert ("time budget" in notes) == late
     assert ("could not be made" in notes) == any(trial.status == "failed" for trial in found)
 
 
 def test_of_this_machine_there_is_nothing_to_note() -> None:
-    assert words.notes(host(), (original(),), late=False) == ()
+    assert words.notes(host(), (original(),), "latency", late=False) == ()
+
+
+@given(trials())
+def test_a_winner_chosen_by_its_drop_is_said_to_be_lucky(found: tuple[Trial, ...]) -> None:
+    notes = " ".join(words.notes(host(), found, "drop", late=False))
+    passed = sum(trial.passed for trial in found[1:])
+    assert (f"the least drop of {passed} candidates" in notes) == (passed > 1)
 
 
 def test_the_figures_of_the_winner() -> None:

@@ -34,6 +34,12 @@ MISTAKES = (
             '            return "not needed: an integer model keeps the drop"\n        if not any(',
             "            pass\n        if not any(", WHOLE, "end_early"),
     Mistake("files are made smaller though time counts", _SEARCHING, "integer_passed=passed", "integer_passed=False", WHOLE, "end_early"),
+    Mistake("where the drop is to be least the first that will do is enough", _SEARCHING, '        best = best if self.goal == "drop"',
+            '        best = [] if self.goal == "drop"', WHOLE, "mends_it"),
+    Mistake("of equal drops the outputs that are farther away win", _CHOOSE, '_BY_DROP = ("drop", "kl", ', '_BY_DROP = ("drop", ', CHOOSE,
+            "equal_drops"),
+    Mistake("the least drop may cost time", _GATES, '"latency" if goal == "drop" else goal', '"size" if goal == "drop" else goal',
+            GATES, "get_worse"),
     # -- search
     Mistake("ranges of the start are forgotten", _SEARCH, "before), start.base.options,", "before), Outline().options,", SEARCH,
             "corrections_stand"),

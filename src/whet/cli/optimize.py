@@ -19,7 +19,7 @@ from whet.cli.words import counted
 if TYPE_CHECKING:
     from whet.core.outcome import Outcome
 
-GOALS = ("latency", "size", "memory", "energy")
+GOALS = ("latency", "size", "memory", "energy", "drop")
 
 
 @click.command(short_help="The best version for a target, measured and gated.")

@@ -15,7 +15,7 @@ from whet.core.recipe import Recipe
 ORIGINAL = "original"
 """The name of the trial that is the model as it came."""
 
-GOALS = {"latency": "latency_ratio", "size": "size_bytes", "memory": "model_rss_bytes", "energy": "energy_mj"}
+GOALS = {"latency": "latency_ratio", "size": "size_bytes", "memory": "model_rss_bytes", "energy": "energy_mj", "drop": "drop"}
 """What can be minimised, and the measurement that says how much there is of it."""
 
 

@@ -11,6 +11,8 @@ from whet.core.outcome import GOALS, Trial
 # Two values this near are equal: then the smaller file wins, and among equal files the smaller drop.
 EQUAL = 0.03
 SAME_SIZE = 0.005
+# Drops of few samples are often the same: then the outputs say which model is nearer to the original.
+_BY_DROP = ("drop", "kl", "latency_ratio", "size_bytes")
 _AXES = ("drop", "latency_ratio", "size_bytes", "model_rss_bytes")
 
 
@@ -27,10 +29,18 @@ def winner(trials: Sequence[Trial], goal: str, original: str) -> str:
     passed = [trial for trial in trials if trial.passed and trial.name != original and trial.value(GOALS[goal]) is not None]
     if not passed:
         return ""
+    if goal == "drop":
+        return least_drop(passed)
     order = (GOALS[goal], "size_bytes") if goal != "size" else ("size_bytes", "latency_ratio")
     for name in order:
         passed = _near_best(passed, name)
     return min(passed, key=lambda trial: _or_last(trial.value("drop"))).name
+
+
+def least_drop(trials: Sequence[Trial]) -> str:
+    """The name of the measured trial of least drop; "" where there is none."""
+    measured = [trial for trial in trials if trial.status == "measured"]
+    return min(measured, key=lambda trial: [_or_last(trial.value(name)) for name in _BY_DROP]).name if measured else ""
 
 
 def _near_best(trials: Sequence[Trial], name: str) -> list[Trial]:

@@ -44,11 +44,23 @@ class Mixing:
         bench = workshop.bench
         folded = worked(bench.original, Recipe(base.before), bench.target, calibration=workshop.calibration, more=True) if (
             base.before) else bench.original.folded()
-        return cls(search, table(folded, base.options, bench.target, search.goal, workshop.calibration, profile=_profile(search)))
+        return cls(search, table(folded, base.options, bench.target, search.costs, workshop.calibration, profile=_profile(search)))
 
     @property
     def cheapest_lossy(self) -> Point | None:
         return min(self.lossy, key=lambda point: point.cost, default=None)
+
+    @property
+    def least_lossy(self) -> Point | None:
+        """The choice of least drop among those that passed."""
+        made = [(self.search.known(self.idea(point.choice, self.search.start)), point) for point in self.good]
+        passed = [(trial.value("drop") or 0.0, point) for trial, point in made if trial is not None and trial.passed]
+        return min(passed, key=lambda each: each[0])[1] if passed else None
+
+    def integers(self, choice: Choice) -> tuple[str, ...]:
+        """The layers with weights that compute in integers."""
+        return tuple(layer for unit in self.problem.units if not unit.follows and unit.offer(choice[unit.name]).way.integers
+                     for layer in unit.layers)
 
     def run(self) -> str:
         """Try the cheapest choice; where it loses too much, halve towards the gentler ones, and then give back layer by layer."""
@@ -65,7 +77,7 @@ class Mixing:
         if self.lossy and (best is None or best.cost > (1 + EQUAL) * max(point.cost for point in self.lossy)):
             self._drive(reverting(self.problem, max(self.lossy, key=lambda point: point.cost)), lambda point: point,
                         limit if best is None else best.cost)
-        elif best is not None and self.search.goal in ("latency", "energy"):
+        elif best is not None and self.search.costs in ("latency", "energy"):
             self._doubted(limit)
         expected = f"{cheaper[0].cost / cost_of(self.problem, whole):.0%} of the cost of int8" if cost_of(self.problem, whole) else ""
         return f"the cheapest of {len(self.points)} choices on the front was expected to take {expected}" if expected else ""
@@ -120,7 +132,7 @@ class Mixing:
 def _profile(search: Search) -> Profile | None:
     """Times of all layers in float and in integers, where the target is here and time is what counts."""
     bench, trial = search.workshop.bench, search.known(INTEGER)
-    if not bench.target.here or search.goal not in ("latency", "energy") or trial is None or trial.status != "measured":
+    if not bench.target.here or search.costs not in ("latency", "energy") or trial is None or trial.status != "measured":
         return None
     made = load(search.workshop.model_of(trial).parent)
     folded = bench.original.folded()

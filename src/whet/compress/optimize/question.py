@@ -43,7 +43,7 @@ def check_known(goal: str, bench: Bench) -> None:
     """Refused where the goal can be neither measured nor estimated on the target: no candidate could be shown to be better."""
     if bench.target.here or goal == "size":
         return
-    found = bench.estimated(changes_of(bench.original, INTEGER.recipe, bench.target)).get(GOALS[goal])
+    found = bench.estimated(changes_of(bench.original, INTEGER.recipe, bench.target)).get(GOALS["latency" if goal == "drop" else goal])
     if found is None or found.value is None:
         why = found.why if found else "there is no model of it for another machine"
         raise Refused(f"minimise {goal} on {bench.target.name}", found=why,

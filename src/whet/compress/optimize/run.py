@@ -49,7 +49,7 @@ def optimize(model: Any, *, data: Any, out: str | os.PathLike[str], calibration:
     max_drop is "kl<0.02" or "nats<0.02" (a number is nats), of an encoder "cosine<0.01" or "sentence<0.01" (a number is the first).
     data: samples to judge by (see ``whet.load_data``); with labels ``metric`` is "accuracy" by default, without labels
     "fidelity" to the original. calibration: samples to find ranges by, which must not be among ``data``; where none are given they are
-    split off ``data``. minimize: latency (the default), size, memory or energy.
+    split off ``data``. minimize: latency (the default), size, memory, energy or drop.
     max_drop: how much of the metric may be lost, 0.01 = one point of accuracy; the one-sided bound of the drop at ``confidence`` is
     what must be below it. seconds: of timing, for each candidate. time_budget_s: no trial begins after that; None tries all.
 
@@ -93,7 +93,7 @@ def optimize(model: Any, *, data: Any, out: str | os.PathLike[str], calibration:
         outcome = Outcome(
             graph.origin, place.name, minimize, chosen.name, gates, trials, best, words.headline(trials, best, minimize, evaluation),
             closest="" if best else closest(trials, ORIGINAL), data=_described(evaluation, calibrating), machine=describe().to_plain(),
-            tools=tool_versions(), command=command, notes=(*notes, *words.notes(place, trials, search.late)), began=at,
+            tools=tool_versions(), command=command, notes=(*notes, *words.notes(place, trials, minimize, search.late)), began=at,
             stages=tuple(search.stages),
         )
         outcome = _explained(outcome, bench, search)

@@ -114,6 +114,14 @@ def rounded(start: Start, problem: Problem, choice: Choice, known: Sequence[str]
     return tuple(found)
 
 
+def finely_rounded(start: Start, known: Sequence[str], layers: Sequence[str] = ("*",)) -> tuple[Start, ...]:
+    """The same with the weights of the layers rounded to 8 bits by what the layers read."""
+    names = [name for name in ("gptq", "adaround") if name in known]
+    steps = {name: Step(name, tuple(layers), options=FrozenMap({"bits": 8, **_ROUNDING[name]})) for name in names}
+    return tuple(Start(", ".join([*filter(None, [start.label]), f"rounded by {name}"]),
+                       replace(start.base, before=(*start.base.before, step))) for name, step in steps.items())
+
+
 def other_ideas(found: Inventory, target: Target, goal: str, *, integer_passed: bool = False) -> tuple[Idea, ...]:
     """Everything that is not full-integer arithmetic: smaller files, packed products, activations quantised as they come.
 

@@ -1,7 +1,7 @@
 """Going through the stages: what is known by then decides what is tried next, and whether anything is.
 
 A stage ends the search for its purpose: where plain int8 loses little enough, nothing is tried that only mends losses; where time is
-what counts, nothing that only saves bytes.
+what counts, nothing that only saves bytes. Where the drop itself is to be least, all that mends it is tried.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import perf_counter
 
+from whet.compress.mixed.program import Point
 from whet.compress.optimize import words
 from whet.compress.optimize.blame import damage
-from whet.compress.optimize.choose import closest, winner
+from whet.compress.optimize.choose import closest, least_drop, winner
 from whet.compress.optimize.mixing import Mixing
 from whet.compress.optimize.screening import Screen
-from whet.compress.optimize.search import INTEGER, PLAIN, Idea, Start, corrected, other_ideas, other_ranges, rounded
+from whet.compress.optimize.search import INTEGER, PLAIN, Idea, Start, corrected, finely_rounded, other_ideas, other_ranges, rounded
 from whet.compress.optimize.trials import Workshop
 from whet.compress.technique import technique_names
 from whet.core.errors import WhetError
@@ -71,10 +72,11 @@ class Search:
             return "no integer model could be made"
         plain = self.screen.divergence(INTEGER.recipe)
         found = {start: self.screen.divergence(start.idea.recipe) for start in other_ranges(technique_names())}
-        best = sorted((start for start in found if found[start] <= _HOPELESS * plain), key=lambda start: found[start])[:_RANGES]
+        best = sorted((start for start in found if found[start] <= _HOPELESS * plain), key=lambda start: found[start])
+        best = best if self.goal == "drop" else best[:_RANGES]
         said = f"{words.divergence(plain)} with minimum and maximum; " + ", ".join(
             f"{found[start]:.2g} with {start.label}" for start in sorted(found, key=lambda start: found[start]))
-        if not any(trial.passed or not within_drop(trial) for trial in self.done):
+        if self.goal != "drop" and not any(trial.passed or not within_drop(trial) for trial in self.done):
             self.start = best[0] if best and found[best[0]] < plain else PLAIN
             return f"{said}; plain int8 failed for its time, so the layers come first"
         self.tried(start.idea for start in best)
@@ -82,7 +84,7 @@ class Search:
         return said
 
     def _correct(self) -> str:
-        if self._integer_within_drop():
+        if self._keeps_enough():
             return "not needed: an integer model keeps the drop"
         if not any(trial.status == "measured" for trial in self.done):
             return "no integer model could be made"
@@ -92,12 +94,14 @@ class Search:
         if not promising:
             return "equalising and correcting would not bring the outputs nearer"
         for start in promising:
-            if not self._integer_within_drop():
+            if not self._keeps_enough():
                 self.tried((start.idea,))
         self._start_from((self.start, *promising))
         return f"{words.divergence(found[promising[0]])} {promising[0].label}, {words.divergence(before)} before"
 
     def _mix(self) -> str:
+        if self.goal == "drop" and any(trial.passed and trial.name == least_drop(self.done) for trial in self.done):
+            return "not needed: the integer model of least drop passed, and nothing cheaper is asked for"
         try:
             self.mixing = Mixing.of(self)
         except WhetError as error:
@@ -105,8 +109,10 @@ class Search:
         return self.mixing.run()
 
     def _round(self) -> str:
-        """Learned rounding, for the cheapest choice that lost too much without it."""
+        """Learned rounding, for the cheapest choice that lost too much without it, or of all weights where the drop is to be least."""
         mixing = self.mixing
+        if self.goal == "drop":
+            return self._finish(None if mixing is None else mixing.least_lossy)
         if mixing is None or mixing.cheapest_lossy is None:
             return "not needed: nothing cheaper was refused for its drop"
         if self.goal != "size" and self._integer_within_drop():
@@ -117,6 +123,17 @@ class Search:
             if not made or within_drop(made[0]):
                 break
         return ""
+
+    def _finish(self, point: Point | None) -> str:
+        """All else that may bring the drop down, on the mixture that passed where there is one."""
+        known = technique_names()
+        if point is None or self.mixing is None:
+            self.tried(start.idea for start in finely_rounded(self.start, known))
+            return ""
+        layers = self.mixing.integers(point.choice)
+        starts = (PLAIN, *other_ranges(known), *finely_rounded(self.start, known, layers))
+        self.tried(self.mixing.idea(point.choice, start) for start in starts)
+        return "other ranges and corrections with the layers of the mixture"
 
     def _others(self) -> str:
         bench = self.workshop.bench
@@ -155,14 +172,22 @@ class Search:
             number += 1
         return f"{name} ({number})"
 
+    @property
+    def costs(self) -> str:
+        """What a mixture is to take less of."""
+        return "latency" if self.goal == "drop" else self.goal
+
+    def _keeps_enough(self) -> bool:
+        return self.goal != "drop" and self._integer_within_drop()
+
     def _integer_within_drop(self) -> bool:
         return any(is_integer(trial) and within_drop(trial) for trial in self.done)
 
     def _start_from(self, starts: Sequence[Start]) -> None:
-        """Go on from the start that came out best, or closest."""
+        """Go on from the start that came out best, or closest; from the least drop, whatever its time, where that is the goal."""
         trials = {trial.name: start for start in starts if (trial := self.known(start.idea)) is not None}
         made = [trial for trial in self.done if trial.name in trials]
-        name = winner(made, self.goal, ORIGINAL) or closest(made, ORIGINAL)
+        name = least_drop(made) if self.goal == "drop" else winner(made, self.goal, ORIGINAL) or closest(made, ORIGINAL)
         self.start = trials.get(name, self.start)
 
     def find_damage(self, step: Step) -> Mapping[str, float]:

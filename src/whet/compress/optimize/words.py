@@ -30,16 +30,21 @@ def refusal(trials: Sequence[Trial]) -> str:
     """Why nothing is shipped: what came closest, and what it failed. The first trial is the original."""
     near = next((trial for trial in trials if trial.name == closest(trials, trials[0].name)), None)
     if near is not None and near.verdict is not None:
-        return f"nothing is shipped: {near.name} came closest, but {'; '.join(near.verdict.refusals)}"
+        why = "; ".join(near.verdict.refusals) or "of what was to be least there is no number"
+        return f"nothing is shipped: {near.name} came closest, but {why}"
     if len(trials) == 1:
         return "nothing is shipped: there was no time to try anything"
     first = next((trial for trial in trials[1:] if trial.status == "failed"), trials[1])
     return f"nothing is shipped: no candidate could be made for this model and target; {first.name}: {first.note}"
 
 
-def notes(target: Target, trials: Sequence[Trial], late: bool) -> tuple[str, ...]:
+def notes(target: Target, trials: Sequence[Trial], goal: str, late: bool) -> tuple[str, ...]:
     """What a reader of the report must know."""
     found = []
+    passed = sum(trial.passed for trial in trials[1:])
+    if goal == "drop" and passed > 1:
+        found.append(f"the winner has the least drop of {passed} candidates on the samples that it was chosen by; "
+                     "on others it will be somewhat larger")
     if not target.here:
         found.append(f"{target.name} is not this machine: quality and size were measured here, "
                      "latency and memory are estimates from its table")

@@ -111,7 +111,8 @@ def gate_rows(outcome: Outcome, trial: Trial | None) -> tuple[GateRow, ...]:
 
 def plot_axes(outcome: Outcome) -> tuple[Quantity, Quantity, Quantity, Quantity]:
     """(x and y of the front, x and y of the second plot). x of the front is what is minimised, or what comes next to it."""
-    wanted = [GOALS.get(outcome.goal, "latency_ratio"), "latency_ratio", "latency_ms", "size_bytes"]
+    minimised = "latency_ratio" if outcome.goal == "drop" else GOALS.get(outcome.goal, "latency_ratio")  # the drop goes up the page
+    wanted = [minimised, "latency_ratio", "latency_ms", "size_bytes"]
     held = [name for name in wanted if sum(trial.value(name) is not None for trial in outcome.trials) >= 2]
     across = held[0] if held else wanted[0]
     quantities = {name: Quantity(name, _axis_title(name, outcome), kind_of(name, outcome.metric), _limit(outcome, name))

@@ -14,10 +14,11 @@ from whet.compress.source.payloads import Payloads
 
 def own_tensors(model: ir.Model, payloads: Payloads) -> None:
     """Copy every constant of the graphs out of the message that it lies in, or out of ``payloads``. Text stays, and what lies elsewhere."""
-    for name, value in model.graph.initializers.items():
-        tensor = value.const_value
-        if isinstance(tensor, ir.serde.TensorProtoTensor) and name in payloads.places:
-            value.const_value = _owned(tensor, payloads.numbers(tensor))
+    cut = [value for name, value in model.graph.initializers.items()
+           if isinstance(value.const_value, ir.serde.TensorProtoTensor) and name in payloads.places]
+    tensors = [value.const_value for value in cut if value.const_value is not None]
+    for value, tensor, numbers in zip(cut, tensors, payloads.numbers(tensors), strict=True):
+        value.const_value = _owned(tensor, numbers)
     for graph in (model.graph, *model.graph.subgraphs()):
         for value in graph.initializers.values():
             if isinstance(value.const_value, ir.serde.TensorProtoTensor):

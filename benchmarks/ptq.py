@@ -46,9 +46,10 @@ WHET: dict[str, tuple[Step, ...]] = {
     "whet-adaround": (step("adaround", bits=8), step("static")),
     "whet-w4a8-adaround": (step("adaround", bits=4), step("static")),
 }
-# The two that stand for Whet in "where Whet is behind": what one gets without asking for anything.
-DEFAULTS = ("whet-static", "whet-optimize")
-OPTIMIZE = {"whet-optimize": Way("", "whet_optimize", {"evaluation": "{pair}/eval.npz"}, labels=True)}
+# Those that stand for Whet in "where Whet is behind": what one gets without asking for anything, and by asking for accuracy.
+DEFAULTS = ("whet-static", "whet-optimize", "whet-optimize-drop")
+OPTIMIZE = {"whet-optimize": Way("", "whet_optimize", {"evaluation": "{pair}/eval.npz"}, labels=True),
+            "whet-optimize-drop": Way("", "whet_optimize", {"evaluation": "{pair}/eval.npz", "minimize": "drop"}, labels=True)}
 PEERS: dict[str, Way] = {
     "ort-static-u8s8": Way("", "onnxruntime"),
     "ort-static-u8s8-batch32": Way("", "onnxruntime", {"batch": 32}),

@@ -1,4 +1,6 @@
-"""Whet: ``whet optimize`` with its defaults. It measures every candidate on the evaluation data, which no other way is given."""
+"""Whet: ``whet optimize`` with its defaults, or with another goal. It measures every candidate on the evaluation data, which no other
+way is given.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,9 @@ from typing import Any
 import numpy as np
 
 
-def prepare(model: Path, samples: dict[str, np.ndarray], out: Path, *, evaluation: str) -> Callable[[], dict[str, Any]]:
-    """evaluation: path of the labelled data."""
+def prepare(model: Path, samples: dict[str, np.ndarray], out: Path, *, evaluation: str,
+            minimize: str = "latency") -> Callable[[], dict[str, Any]]:
+    """evaluation: path of the labelled data. minimize: the goal of the search."""
     import scipy.stats  # noqa: F401  what Whet imports when it is first used, as the other libraries do when they are imported
 
     import whet
@@ -21,7 +24,7 @@ def prepare(model: Path, samples: dict[str, np.ndarray], out: Path, *, evaluatio
     folder = out.parent / "optimize"
 
     def work() -> dict[str, Any]:
-        outcome = optimize(model, data=evaluation, calibration=samples, out=folder)
+        outcome = optimize(model, data=evaluation, calibration=samples, minimize=minimize, out=folder)
         if not outcome.winner:
             raise SystemExit(outcome.headline)
         for file in (folder / "best").glob("model.onnx*"):

@@ -13,8 +13,8 @@ from tests.compress import digits
 from tests.compress.small_graphs import Sketch, feeds_of, noise_ratio, outputs, samples, weights_of
 from tests.slow_papers import soft_rounding as slow
 
-from whet.compress import soft_rounding
-from whet.compress.adam import Adam
+from whet.compress import adam, soft_rounding
+from whet.compress.adam import adam_step_
 from whet.compress.apply import apply_recipe
 from whet.compress.artifacts import load
 from whet.compress.data import Dataset
@@ -68,11 +68,9 @@ def test_gradients_summed_over_parts_of_a_step_are_those_of_the_whole(most: int,
     sizes: list[int] = []
     gradients: list[torch.Tensor] = []
 
-    class Recorded(Adam):
-        def step(self) -> None:
-            assert self.parameter.grad is not None
-            gradients.append(self.parameter.grad.clone())
-            super().step()
+    def recorded(parameter: torch.Tensor, gradient: torch.Tensor, *more: Any) -> None:
+        gradients.append(gradient.clone())
+        adam_step_(parameter, gradient, *more)
 
     def learned() -> list[torch.Tensor]:
         sizes.clear()
@@ -88,7 +86,8 @@ def test_gradients_summed_over_parts_of_a_step_are_those_of_the_whole(most: int,
     block = layer_block(weight, inputs)
     watched = replace(block, run=run)
 
-    monkeypatch.setattr(soft_rounding, "Adam", Recorded)
+    for module in (adam, soft_rounding):  # of activations, and of weights
+        monkeypatch.setattr(module, "adam_step_", recorded)
     whole = learned()
     assert sizes == [1, *[21] * 4]  # the first one is measured
     monkeypatch.setattr(soft_rounding, "STEP_BYTES", most)
@@ -104,20 +103,50 @@ def test_soft_rounding_begins_at_the_weight_itself_and_ends_at_neighbouring_code
     grid = weight_grid(weight, bits=4, axis=1, block=16)
     soft = SoftRounding(weight, grid)
     np.testing.assert_allclose(soft.weight().detach().numpy(), weight, atol=2e-4)
-    with torch.no_grad():
-        soft.v += torch.tensor(RANDOM.standard_normal(weight.shape) * 3, dtype=torch.float32)
+    soft.v += torch.tensor(RANDOM.standard_normal(weight.shape) * 3, dtype=torch.float32)
     codes = soft.codes()
     assert np.abs(codes.values - weight).max() <= grid.scale.max() * 1.001
     assert np.array_equal(codes.codes, slow.hard_codes(weight, grid, soft.v.detach().numpy()))
 
 
-def test_the_rectified_sigmoid_the_regulariser_and_its_exponent_are_those_of_the_paper() -> None:
+@pytest.mark.parametrize(("bits", "block", "symmetric", "together"), [(3, 0, True, 1 << 17), (3, 0, True, 50), (4, 16, True, 50),
+                                                                      (2, 0, False, 50), (4, 16, False, 1 << 17)])
+@pytest.mark.parametrize("beta", [None, 7.0, 2.0])
+def test_its_gradient_is_the_slope_of_the_papers_objective(bits: int, block: int, symmetric: bool, together: int, beta: float | None,
+                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(soft_rounding, "TOGETHER", together)
+    weight = RANDOM.standard_normal((5, 40)).astype(np.float32)
+    grid = weight_grid(weight * 0.7, bits=bits, axis=1 if block else 0, block=block, symmetric=symmetric)  # some lie outside
+    soft, of_weight = SoftRounding(weight, grid), RANDOM.standard_normal(weight.shape)
+    soft.v += torch.tensor(RANDOM.standard_normal(weight.shape), dtype=torch.float32)
+    scale, zero = ((np.repeat(part, block, 1)[:, :40] if block else np.repeat(part[:, None], 40, 1))
+                   for part in (grid.scale, grid.zero_point))
+    strength = 0.3 if beta is not None else 0.0
+    wanted = [[slow.slope(float(soft.v[at]), float(weight[at]), float(scale[at]), int(zero[at]), (grid.lowest, grid.highest),
+                          of_weight[at], beta or 1.0, strength) for at in ((row, column) for column in range(40))] for row in range(5)]
+    rows = slice(1, 4)
+    found = soft.gradient(torch.tensor(of_weight[rows], dtype=torch.float32), rows, strength, beta)
+    np.testing.assert_allclose(found.numpy(), np.asarray(wanted)[rows], rtol=2e-3, atol=2e-3)
+
+
+def test_steps_done_row_by_row_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, gradients = RANDOM.standard_normal((5, 40)).astype(np.float32), torch.tensor(RANDOM.standard_normal((6, 5, 40))).float()
+    grid = weight_grid(weight, bits=3, axis=0)
+    whole, parts = SoftRounding(weight, grid), SoftRounding(weight, grid)
+    for number, gradient in enumerate(gradients):
+        whole.step(gradient, 1e-2, 0.01, 20.0 - number)
+        with monkeypatch.context() as small:
+            small.setattr(soft_rounding, "TOGETHER", 40)
+            parts.step(gradient, 1e-2, 0.01, 20.0 - number)
+            torch.testing.assert_close(parts.weight(), whole.weight())
+    torch.testing.assert_close(parts.v, whole.v)
+
+
+def test_the_rectified_sigmoid_and_the_exponent_are_those_of_the_paper() -> None:
     soft = SoftRounding(RANDOM.standard_normal((3, 5)).astype(np.float32), Grid(4, True, np.float32(0.3), np.int32(0)))
-    with torch.no_grad():
-        soft.v *= 2.5
-    v = soft.v.detach().numpy()
+    soft.v *= 2.5
+    v = soft.v.numpy()
     np.testing.assert_allclose(soft.share.detach().numpy(), [[slow.rectified_sigmoid(float(x)) for x in row] for row in v], atol=1e-5)
-    assert float(soft.regulariser(7.0).detach()) == pytest.approx(slow.regulariser(v, 7.0), rel=1e-4)
     schedule = Schedule(1000, 1, 0.01, 1e-3)
     assert [schedule.beta(step) for step in (0, 199)] == [None, None]
     assert schedule.beta(200) == pytest.approx(20.0)

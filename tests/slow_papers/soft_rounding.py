@@ -24,6 +24,19 @@ def regulariser(v: Array, beta: float) -> float:
     return sum(1.0 - abs(2.0 * rectified_sigmoid(float(each)) - 1.0) ** beta for each in v.ravel())
 
 
+def slope(v: float, number: float, scale: float, zero: int, ends: tuple[int, int], of_weight: float, beta: float, strength: float) -> float:
+    """How of_weight * W'(V) + strength * (1 - |2 h(V) - 1|^beta) changes with V (equations 22 to 24), by a small step to both sides.
+
+    W' = s * (clip(floor(W / s) + h(V) + z) - z).
+    """
+    def total(at: float) -> float:
+        share = rectified_sigmoid(at)
+        code = min(max(math.floor(number / scale) + share + zero, ends[0]), ends[1])
+        return of_weight * scale * (code - zero) + strength * regulariser(np.asarray(at), beta)
+
+    return (total(v + 1e-5) - total(v - 1e-5)) / 2e-5
+
+
 def hard_codes(weight: Array, grid: Grid, v: Array) -> Array:
     """floor(W / s) or one more, by h(V); [out, in], one scale a row or a block of columns."""
     codes = np.zeros(weight.shape, np.int8)

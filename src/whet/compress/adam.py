@@ -21,7 +21,12 @@ class Adam:
         assert gradient is not None
         self.steps += 1
         with torch.no_grad():
-            self.mean.lerp_(gradient, 1 - BETA_1)
-            self.square.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
-            size = (self.square / (1 - BETA_2**self.steps)).sqrt_().add_(EPSILON)
-            self.parameter.addcdiv_(self.mean, size, value=-self.rate / (1 - BETA_1**self.steps))
+            adam_step_(self.parameter, gradient, self.mean, self.square, self.rate, self.steps)
+
+
+def adam_step_(parameter: Tensor, gradient: Tensor, mean: Tensor, square: Tensor, rate: float, steps: int) -> None:
+    """The step number ``steps`` (from 1) of a tensor or a part of one, in place: of the parameter and of both moments."""
+    mean.lerp_(gradient, 1 - BETA_1)
+    square.mul_(BETA_2).addcmul_(gradient, gradient, value=1 - BETA_2)
+    size = (square / (1 - BETA_2**steps)).sqrt_().add_(EPSILON)
+    parameter.addcdiv_(mean, size, value=-rate / (1 - BETA_1**steps))

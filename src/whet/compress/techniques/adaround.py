@@ -83,25 +83,21 @@ def _learned(view: SampleView, grid: Grid, schedule: Schedule, unit: float) -> Q
     """The codes after all steps. unit: the error of rounding to the nearest. Deterministic by the seed."""
     import torch
 
-    from whet.compress.adam import Adam
     from whet.compress.soft_rounding import SoftRounding
     from whet.compress.threads import one_thread
 
     assert view.layer.weight is not None
     generator, soft = torch.Generator().manual_seed(schedule.seed), SoftRounding(view.layer.weight, grid)
-    optimiser = Adam(soft.v, schedule.rounding_rate)
     size = min(_samples_for(view, schedule.batch), len(view.inputs))
     work = size * view.targets[0].numel() * view.layer.weight[0].size
     with task(f"learning {view.layer.name}", schedule.iterations) as progress, one_thread(work):
         for iteration in range(schedule.iterations):
             chosen = torch.randint(len(view.inputs), (size,), generator=generator)
-            found = view.product(view.inputs[chosen], soft.weight())
-            loss = (found - view.targets[chosen]).square().mean() * (NEAREST_COSTS * view.layer.weight.size / unit)
-            beta = schedule.beta(iteration)
-            if beta is not None:
-                loss = loss + schedule.regulariser * soft.regulariser(beta)
-            loss.backward()
-            optimiser.step()
+            weight = soft.weight()
+            found = view.product(view.inputs[chosen], weight)
+            ((found - view.targets[chosen]).square().mean() * (NEAREST_COSTS * view.layer.weight.size / unit)).backward()
+            assert weight.grad is not None
+            soft.step(weight.grad, schedule.rounding_rate, schedule.regulariser, schedule.beta(iteration))
             if iteration % REPORT_EVERY == REPORT_EVERY - 1:
                 progress.advance(REPORT_EVERY)
     return soft.codes()

@@ -43,8 +43,8 @@ def reconstruct(view: Block, target: Target, *,
     et al. 2020, "Up or Down? Adaptive Rounding for Post-Training Quantization", equations 21 to 24; Esser et al. 2020, "Learned Step
     Size Quantization", equation 3.
     Needs: calibration.
-    Cost: ``iterations`` forward and backward passes of ``batch`` samples for each block, and their memory with gradients; a block's inputs
-    and output for all samples, three times, in files beyond 32 MB each.
+    Cost: ``iterations`` forward and backward passes of ``batch`` samples for each block; memory of 96 MB for what their gradients need, and
+    ten times the block's weights; a block's inputs and output for all samples, three times, in files beyond 32 MB each.
     Limits: what ``static`` would quantise. Give it more samples than other techniques: 1024 are usual.
 
     W' = s * clip(floor(W / s) + h(V)), h(V) = clip(1.2 sigmoid(V) - 0.1, 0, 1); least mean |f(x', W') - f(x, W)|^2 over V and the

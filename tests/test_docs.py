@@ -164,9 +164,16 @@ def wrong_words(words: list[str], group: click.Group) -> Iterator[str]:
             command = inner
 
 
+def wrong_techniques(words: list[str]) -> Iterator[str]:
+    """What stands where ``whet apply`` wants a technique and is none."""
+    if words[:2] == ["whet", "apply"] and len(words) > 2 and "--recipe" not in words and words[2] not in (*TECHNIQUES, "TECHNIQUE", "--help"):
+        yield f"whet apply: no technique {words[2]}"
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_command_line_can_be_typed(page: str, whet_command: click.Group) -> None:
-    assert [fault for words in command_lines(read(page)) for fault in wrong_words(words, whet_command)] == []
+    lines = list(command_lines(read(page)))
+    assert [fault for words in lines for fault in (*wrong_words(words, whet_command), *wrong_techniques(words))] == []
 
 
 def test_every_command_has_its_section(whet_command: click.Group) -> None:
@@ -207,6 +214,8 @@ def test_wrong_commands_are_noticed() -> None:
     assert faults("whet plna m.onnx --x") == ["whet: no command plna"]
     assert faults("whet plan m.onnx \\\n  --tarjet pi5") == ["whet plan m.onnx: no flag --tarjet"]
     assert faults("$ whet --loud plan m.onnx") == ["whet: no flag --loud"]
+    lines = command_lines("```\nwhet apply recipe.toml m.onnx\nwhet apply --recipe recipe.toml m.onnx\nwhet apply static m.onnx\n```\n")
+    assert [fault for words in lines for fault in wrong_techniques(words)] == ["whet apply: no technique recipe.toml"]
 
 
 # -- Python -------------------------------------------------------------------------------------------------------------------

@@ -166,7 +166,8 @@ def wrong_words(words: list[str], group: click.Group) -> Iterator[str]:
 
 def wrong_techniques(words: list[str]) -> Iterator[str]:
     """What stands where ``whet apply`` wants a technique and is none."""
-    if words[:2] == ["whet", "apply"] and len(words) > 2 and "--recipe" not in words and words[2] not in (*TECHNIQUES, "TECHNIQUE", "--help"):
+    known = (*TECHNIQUES, "TECHNIQUE", "--help")
+    if words[:2] == ["whet", "apply"] and len(words) > 2 and "--recipe" not in words and words[2] not in known:
         yield f"whet apply: no technique {words[2]}"
 
 

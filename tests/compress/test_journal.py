@@ -112,6 +112,15 @@ def test_damaged_notes_are_learned_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert calls.count == 3
 
 
+def test_a_place_that_holds_something_else_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = Calls(monkeypatch, "adaround")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(Refused, match="other files"):
+        run("adaround", tmp_path / "out")
+    assert calls.count == 0
+
+
 def test_nothing_is_left_where_nothing_was_learned(tmp_path: Path) -> None:
     with pytest.raises(Refused):
         whet.apply(network(), "adaround", out=tmp_path / "out")

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from whet.compress.artifacts import code_version, load, original_artifact, source_file, tool_versions, write_artifact
+from whet.compress.artifacts import check_free, code_version, load, original_artifact, source_file, tool_versions, write_artifact
 from whet.compress.bodies import checkpoint_in
 from whet.compress.data import Dataset, load_data
 from whet.compress.graph import GraphModel
@@ -53,6 +53,7 @@ def apply(model: Any, recipe: Recipe | Step | str | os.PathLike[str], *, calibra
         data = None if calibration is None else load_data(calibration, graph.inputs)
         if out is None:
             return apply_recipe(graph, chosen, place, calibration=data)
+        check_free(Path(out))  # before any work
         parent = graph.artifact_id or original_artifact(graph, source_file(model)).artifact_id
         journal = Journal(_beside(Path(out)), lambda: _work_key(parent, chosen, place, data))
         journal.tell()

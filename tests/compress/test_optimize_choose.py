@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.compress.made_up_trials import GATES, measured, original, trials
 
 from whet.compress.optimize.choose import EQUAL, closest, winner, with_front
+from whet.core.document import FrozenMap
 from whet.core.front import beats
 from whet.core.gate import Gate
 from whet.core.measurement import Interval
@@ -100,6 +101,26 @@ def test_a_few_per_cent_between_files_of_one_size_are_chance_where_the_intervals
                                         (0.53, 0.0, 601.0, "fast")):
         found = (original(), fast, timed("exact", ratio, spread, drop=0.0, size=size))
         assert winner(found, "latency", "original") == wanted, (ratio, spread, size)
+
+
+PERCENTILE = Step("static", options=FrozenMap({"ranges": "percentile"}))
+
+
+@pytest.mark.parametrize(("steps", "same"), [
+    ((PERCENTILE,), True),
+    ((Step("equalize"), Step("clip"), Step("static"), Step("bias_correct")), True),
+    ((Step("gptq", options=FrozenMap({"bits": 8})), PERCENTILE), True),
+    ((Step("static", exclude=("first",)),), False),
+    ((Step("static", options=FrozenMap({"activation_bits": 16})),), False),
+    ((Step("smoothquant"), Step("static")), False),
+    ((Step("weight_only"),), False),
+])
+def test_models_of_the_same_kernels_are_as_fast_whatever_the_clock_says(steps: tuple[Step, ...], same: bool) -> None:
+    plain = replace(measured("plain", drop=0.005, latency_ratio=0.5, size_bytes=600.0), recipe=Recipe((Step("static"),)))
+    other = replace(measured("other", drop=0.0, latency_ratio=0.7, size_bytes=601.0), recipe=Recipe(steps))
+    assert winner((original(), plain, other), "latency", "original") == ("other" if same else "plain")
+    larger = replace(measured("other", drop=0.0, latency_ratio=0.7, size_bytes=700.0), recipe=Recipe(steps))
+    assert winner((original(), plain, larger), "latency", "original") == "plain"
 
 
 def test_what_failed_its_gates_never_wins_however_fast() -> None:

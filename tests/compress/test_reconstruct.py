@@ -129,6 +129,13 @@ def test_its_gradient_is_the_slope_of_the_papers_objective(bits: int, block: int
     np.testing.assert_allclose(found.numpy(), np.asarray(wanted)[rows], rtol=2e-3, atol=2e-3)
 
 
+def test_a_single_row_in_blocks_with_zero_points_is_learned_too() -> None:
+    weight, inputs = RANDOM.standard_normal((1, 32)).astype(np.float32) + 0.5, correlated(64, 32)
+    grid = weight_grid(weight, bits=4, axis=1, block=8, symmetric=False)
+    codes, _ = learn(layer_block(weight, inputs), {"product": grid}, {}, Schedule(50, 16, 0.01, 2e-2))
+    assert np.abs(codes["product"].values - weight).max() <= grid.scale.max() * 1.001
+
+
 def test_steps_done_row_by_row_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, gradients = RANDOM.standard_normal((5, 40)).astype(np.float32), torch.tensor(RANDOM.standard_normal((6, 5, 40))).float()
     grid = weight_grid(weight, bits=3, axis=0)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,8 @@ def _beside(out: Path) -> Path:
 
 def _work_key(parent: str, recipe: Recipe, target: Target, data: Dataset | None) -> str:
     """The hash of all that goes in."""
-    return digest([code_version(), tool_versions(), parent, recipe.to_plain(), target.digest, None if data is None else data.content_hash])
+    tools = {**tool_versions(), "torch": version("torch")}
+    return digest([code_version(), tools, parent, recipe.to_plain(), target.digest, None if data is None else data.content_hash])
 
 
 def _apply_to_checkpoint(model: Checkpoint, recipe: Recipe, target: Target, calibration: Any,

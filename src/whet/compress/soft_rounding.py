@@ -117,7 +117,7 @@ class SoftRounding:
 
     def _ends(self, rows: slice) -> tuple[Any, Any]:
         """The lowest and the highest code less the zero point, one for all rows where they have one."""
-        zero = self.zero[rows] if len(self.zero) > 1 else float(self.zero)
+        zero = self.zero[rows] if self.zero.numel() > 1 else float(self.zero)
         return self.grid.lowest - zero, self.grid.highest - zero
 
 
@@ -227,8 +227,8 @@ def _mixed(fake: Tensor, exact: Tensor, drop: float, generator: torch.Generator)
 
 def _spread(part: Tensor, grid: Grid, shape: tuple[int, ...]) -> Tensor:
     """Scale or zero point for [out, in]: of its shape or [out, 1]; [1, 1] where one serves all and it is the zero point 0."""
-    if grid.block:
-        return part.repeat_interleave(grid.block, 1)[:, : shape[1]]
     if not part.any():
         return torch.zeros(1, 1)
+    if grid.block:
+        return part.repeat_interleave(grid.block, 1)[:, : shape[1]]
     return part.reshape(-1, 1).expand(shape[0], 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from whet.core.front import front
 from whet.core.outcome import GOALS, Trial
@@ -13,6 +14,9 @@ EQUAL = 0.03
 SAME_SIZE = 0.005
 # Drops of few samples are often the same: then the outputs say which model is nearer to the original.
 _BY_DROP = ("drop", "kl", "latency_ratio", "size_bytes")
+# Techniques, and options of ``static``, that change numbers in a graph of integers and no operator of it.
+_ADJUSTING = frozenset({"adaround", "bias_correct", "clip", "equalize", "gptq", "reconstruct"})
+_CONSTANTS = frozenset({"ranges", "percentile"})
 _AXES = ("drop", "latency_ratio", "size_bytes", "model_rss_bytes")
 
 
@@ -44,20 +48,28 @@ def least_drop(trials: Sequence[Trial]) -> str:
 
 
 def _near_best(trials: Sequence[Trial], name: str) -> list[Trial]:
-    """Those whose value is within EQUAL of the least; of times also those that were not shown to be longer in files of one size."""
+    """Those whose value is within EQUAL of the least; of times also those that run the same kernels, or were not shown to be longer in
+    files of one size."""
     best = min(trials, key=lambda trial: _or_last(trial.value(name)))
     limit = _or_last(best.value(name)) * (1 + EQUAL)
     return [trial for trial in trials if _or_last(trial.value(name)) <= limit or (name == "latency_ratio" and _as_fast(trial, best))]
 
 
 def _as_fast(trial: Trial, best: Trial) -> bool:
-    """Whether the two are probably one set of kernels with other constants (their files are as large), and their times overlap: a few
-    per cent between such models is chance."""
+    """Whether the two run the same kernels with other constants, by their recipes, or probably do (their files are as large) and their
+    times overlap. Between such models a difference is chance: sessions of one file have settled at times 25 % apart (docs/log.md)."""
     mine, other = (each.measurements.get("latency_ratio") for each in (trial, best))
     size, least = trial.value("size_bytes"), best.value("size_bytes")
-    if size is None or least is None or mine is None or other is None or mine.interval is None or other.interval is None:
+    if size is None or least is None or mine is None or other is None or abs(size - least) > SAME_SIZE * least:
         return False
-    return abs(size - least) <= SAME_SIZE * least and mine.interval.low <= other.interval.high
+    overlap = mine.interval is not None and other.interval is not None and mine.interval.low <= other.interval.high
+    return overlap or _kernels(trial) == _kernels(best)
+
+
+def _kernels(trial: Trial) -> list[Any]:
+    """What decides which kernels run: the steps, less those and less the options that change nothing but constants."""
+    return [(step.technique, step.layers, step.exclude, {name: value for name, value in step.options.items() if name not in _CONSTANTS})
+            for step in trial.recipe.steps if step.technique not in _ADJUSTING]
 
 
 def closest(trials: Sequence[Trial], original: str) -> str:

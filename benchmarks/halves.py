@@ -1,6 +1,6 @@
 """How much of the best candidate's accuracy is luck: chosen on one half of the evaluation samples, judged on the other.
 
-    python benchmarks/halves.py                  about 12 minutes; prints a table (--pairs NAME ... for some)
+    python benchmarks/halves.py                  about 9 minutes; prints a table (--pairs NAME ... for some)
 
 On each half of a pair's samples (even and odd numbers) the winner of ``whet optimize --minimize drop`` is found, and the peer whose file is
 best there. Both answer the other half; the table holds their answers to both halves together, every sample judged by a model that was
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from judging import Outputs, outputs_of
-from ptq import ASSETS, PAIRS, PEERS, WAYS, all_made, environments
+from ptq import ASSETS, PAIRS, PEERS, all_made, environments
 
 import whet
 from whet.compress.data import Dataset, load_data
@@ -63,7 +63,6 @@ def row(pair: str, folder: Path, asked: argparse.Namespace, pythons: dict[str, P
 
 def peers_of(pair: str, folder: Path, data: Dataset, asked: argparse.Namespace, pythons: dict[str, Path | str]) -> dict[str, Outputs]:
     """What each peer's file answers to all samples."""
-    assert set(asked.ways) <= set(WAYS)
     files = all_made(pair, ASSETS / pair / "model.onnx", ASSETS / pair / "calib.npz", folder, asked, pythons, asked.ways)
     found = {}
     for name in (name for name in asked.ways if not files[name].failure):

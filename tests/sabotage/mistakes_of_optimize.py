@@ -38,7 +38,8 @@ MISTAKES = (
             '        best = [] if self.goal == "drop"', WHOLE, "mends_it"),
     Mistake("of equal drops the outputs that are farther away win", _CHOOSE, '_BY_DROP = ("drop", "kl", ', '_BY_DROP = ("drop", ', CHOOSE,
             "equal_drops"),
-    Mistake("the least drop may cost time", _GATES, '"latency" if goal == "drop" else goal', '"size" if goal == "drop" else goal',
+    Mistake("the least drop may cost time", _GATES, '_not_worse(resource_of(goal), original)',
+            '_not_worse("size" if goal == "drop" else goal, original)',
             GATES, "get_worse"),
     # -- search
     Mistake("ranges of the start are forgotten", _SEARCH, "before), start.base.options,", "before), Outline().options,", SEARCH,

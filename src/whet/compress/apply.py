@@ -56,17 +56,12 @@ def apply(model: Any, recipe: Recipe | Step | str | os.PathLike[str], *, calibra
             return apply_recipe(graph, chosen, place, calibration=data)
         check_free(Path(out))  # before any work
         parent = graph.artifact_id or original_artifact(graph, source_file(model)).artifact_id
-        journal = Journal(_beside(Path(out)), lambda: _work_key(parent, chosen, place, data))
+        journal = Journal.beside(Path(out), lambda: _work_key(parent, chosen, place, data))
         journal.tell()
         made = apply_recipe(graph, chosen, place, calibration=data, journal=journal)
     write_artifact(made, Path(out), parent=parent, recipe=chosen, target=place.name)
     journal.forget()
     return load(out)
-
-
-def _beside(out: Path) -> Path:
-    """Where what was learned waits for a run that goes on."""
-    return out.parent / f".{out.name}.whet-learned"
 
 
 def _work_key(parent: str, recipe: Recipe, target: Target, data: Dataset | None) -> str:

@@ -28,7 +28,7 @@ Rows = slice | EllipsisType
 SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
 # So many numbers are worked on at a time, which with their codes lie in the cache of a core (512 kB and more of L2); two cores share
 # what has so many more that threads are worth their start.
-CACHED, WORTH_THREADS, MOST_THREADS = 1 << 16, 1 << 20, 2
+CACHED, WORTH_THREADS, MOST_THREADS = 1 << 15, 1 << 20, 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ from whet.core.errors import Refused
 from whet.device.files import write_file
 
 Result = TypeVar("Result", bound="Change | Learned | tuple[float, float]")
-_FORM = "form"  # of the arrays of a note that one which says what they are
+_FORM = "form"  # the name of the array in a note that says what the others are
 _log = logging.getLogger(__name__)
 
 
@@ -40,6 +40,11 @@ class Journal:
     folder: Path | None = None
     key: Callable[[], str] = field(default=lambda: "")
     place: tuple[str, ...] = ()
+
+    @classmethod
+    def beside(cls, place: Path, key: Callable[[], str]) -> Journal:
+        """The journal of what is being made at ``place``, in a hidden folder beside it."""
+        return cls(place.with_name(f".{place.name}.whet-learned"), key)
 
     def inside(self, *place: str) -> Journal:
         """The same journal at a place of its own."""

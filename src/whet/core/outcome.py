@@ -19,6 +19,11 @@ GOALS = {"latency": "latency_ratio", "size": "size_bytes", "memory": "model_rss_
 """What can be minimised, and the measurement that says how much there is of it."""
 
 
+def resource_of(goal: str) -> str:
+    """What a model may not take more of than the original, and a cheaper one takes less of: the goal, or time where that is the drop."""
+    return "latency" if goal == "drop" else goal
+
+
 @dataclass(frozen=True)
 class Trial(Document):
     """One candidate. The original is a trial too (``name`` "original", an empty recipe).

@@ -57,7 +57,7 @@ def _near_best(trials: Sequence[Trial], name: str) -> list[Trial]:
 
 def _as_fast(trial: Trial, best: Trial) -> bool:
     """Whether the two run the same kernels with other constants, by their recipes, or probably do (their files are as large) and their
-    times overlap. Between such models a difference is chance: sessions of one file have settled at times 25 % apart (docs/log.md)."""
+    times overlap. Between such models a difference is chance: sessions over the same kernels were timed a quarter apart (docs/log.md)."""
     mine, other = (each.measurements.get("latency_ratio") for each in (trial, best))
     size, least = trial.value("size_bytes"), best.value("size_bytes")
     if size is None or least is None or mine is None or other is None or abs(size - least) > SAME_SIZE * least:

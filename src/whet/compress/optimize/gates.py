@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from whet.core.errors import Refused
 from whet.core.gate import Gate
-from whet.core.outcome import GOALS
+from whet.core.outcome import GOALS, resource_of
 from whet.core.target import Target
 
 
@@ -44,7 +44,7 @@ def gates_for(goal: str, limits: Limits, target: Target, original: Mapping[str, 
                       do="minimise something else: size is always known")
     asked = "asked with --max-drop" if limits.max_drop is not None else "the default"
     drop = limits.max_drop if limits.max_drop is not None else default_drop
-    found = [Gate("drop", drop, reason=asked), _not_worse("latency" if goal == "drop" else goal, original)]
+    found = [Gate("drop", drop, reason=asked), _not_worse(resource_of(goal), original)]
     if goal != "size":
         found.append(_not_worse("size", original))
     found += [Gate(name, limit, _unit(name), proven=proven, reason=reason) for name, limit, proven, reason in (

@@ -17,6 +17,7 @@ from whet.compress.mixed.table import Table, table
 from whet.compress.optimize.choose import EQUAL
 from whet.compress.optimize.kernels import kernels_of, layer_times
 from whet.compress.optimize.search import INTEGER, Idea, Start
+from whet.core.outcome import resource_of
 from whet.core.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ class Mixing:
         bench = workshop.bench
         folded = worked(bench.original, Recipe(base.before), bench.target, calibration=workshop.calibration, more=True) if (
             base.before) else bench.original.folded()
-        return cls(search, table(folded, base.options, bench.target, search.costs, workshop.calibration, profile=_profile(search)))
+        goal = resource_of(search.goal)
+        return cls(search, table(folded, base.options, bench.target, goal, workshop.calibration, profile=_profile(search)))
 
     @property
     def cheapest_lossy(self) -> Point | None:
@@ -77,7 +79,7 @@ class Mixing:
         if self.lossy and (best is None or best.cost > (1 + EQUAL) * max(point.cost for point in self.lossy)):
             self._drive(reverting(self.problem, max(self.lossy, key=lambda point: point.cost)), lambda point: point,
                         limit if best is None else best.cost)
-        elif best is not None and self.search.costs in ("latency", "energy"):
+        elif best is not None and resource_of(self.search.goal) in ("latency", "energy"):
             self._doubted(limit)
         expected = f"{cheaper[0].cost / cost_of(self.problem, whole):.0%} of the cost of int8" if cost_of(self.problem, whole) else ""
         return f"the cheapest of {len(self.points)} choices on the front was expected to take {expected}" if expected else ""
@@ -132,7 +134,7 @@ class Mixing:
 def _profile(search: Search) -> Profile | None:
     """Times of all layers in float and in integers, where the target is here and time is what counts."""
     bench, trial = search.workshop.bench, search.known(INTEGER)
-    if not bench.target.here or search.costs not in ("latency", "energy") or trial is None or trial.status != "measured":
+    if not bench.target.here or resource_of(search.goal) not in ("latency", "energy") or trial is None or trial.status != "measured":
         return None
     made = load(search.workshop.model_of(trial).parent)
     folded = bench.original.folded()

@@ -12,7 +12,7 @@ from whet.compress.optimize.search import INTEGER
 from whet.compress.plan import changes_of
 from whet.core.errors import Refused
 from whet.core.gate import Gate
-from whet.core.outcome import GOALS, Trial
+from whet.core.outcome import GOALS, Trial, resource_of
 
 # Where no limit of the drop is given; fidelity has its own (docs/metrics.md).
 DEFAULT_DROP = 0.01
@@ -43,7 +43,7 @@ def check_known(goal: str, bench: Bench) -> None:
     """Refused where the goal can be neither measured nor estimated on the target: no candidate could be shown to be better."""
     if bench.target.here or goal == "size":
         return
-    found = bench.estimated(changes_of(bench.original, INTEGER.recipe, bench.target)).get(GOALS["latency" if goal == "drop" else goal])
+    found = bench.estimated(changes_of(bench.original, INTEGER.recipe, bench.target)).get(GOALS[resource_of(goal)])
     if found is None or found.value is None:
         why = found.why if found else "there is no model of it for another machine"
         raise Refused(f"minimise {goal} on {bench.target.name}", found=why,

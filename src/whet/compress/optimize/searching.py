@@ -172,11 +172,6 @@ class Search:
             number += 1
         return f"{name} ({number})"
 
-    @property
-    def costs(self) -> str:
-        """What a mixture is to take less of."""
-        return "latency" if self.goal == "drop" else self.goal
-
     def _keeps_enough(self) -> bool:
         return self.goal != "drop" and self._integer_within_drop()
 

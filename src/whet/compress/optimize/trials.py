@@ -70,7 +70,7 @@ class Workshop:
 
     def _made(self, idea: Idea, place: Path) -> Trial:
         began = perf_counter()
-        journal = Journal(place.with_name(f".{place.name}.learned"), lambda: self.key(idea.recipe))
+        journal = Journal.beside(place, lambda: self.key(idea.recipe))
         model = apply_recipe(self.bench.original, idea.recipe, self.bench.target, calibration=self.calibration, journal=journal)
         seconds = perf_counter() - began
         with new_folder(place) as beside:

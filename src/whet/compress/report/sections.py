@@ -13,7 +13,7 @@ from whet.compress.report.quantities import kind_of, memory_name, quality_name, 
 from whet.compress.report.rows import Row, judged, limit_text, standing
 from whet.compress.report.scatter import Quantity
 from whet.core.errors import Refused
-from whet.core.outcome import GOALS, Outcome, Trial
+from whet.core.outcome import GOALS, Outcome, Trial, resource_of
 
 _PROFILE = ("latency_ms", "latency_p95_ms", "throughput_per_s", "peak_rss_bytes", "model_rss_bytes", "size_bytes", "energy_mj")
 
@@ -111,8 +111,7 @@ def gate_rows(outcome: Outcome, trial: Trial | None) -> tuple[GateRow, ...]:
 
 def plot_axes(outcome: Outcome) -> tuple[Quantity, Quantity, Quantity, Quantity]:
     """(x and y of the front, x and y of the second plot). x of the front is what is minimised, or what comes next to it."""
-    minimised = "latency_ratio" if outcome.goal == "drop" else GOALS.get(outcome.goal, "latency_ratio")  # the drop goes up the page
-    wanted = [minimised, "latency_ratio", "latency_ms", "size_bytes"]
+    wanted = [GOALS.get(resource_of(outcome.goal), "latency_ratio"), "latency_ratio", "latency_ms", "size_bytes"]
     held = [name for name in wanted if sum(trial.value(name) is not None for trial in outcome.trials) >= 2]
     across = held[0] if held else wanted[0]
     quantities = {name: Quantity(name, _axis_title(name, outcome), kind_of(name, outcome.metric), _limit(outcome, name))

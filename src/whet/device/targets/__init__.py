@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from whet.device.machine import Machine
 
 HOST = "host"
-_FOLDER = Path(__file__).parent  # importlib.resources takes 2 ms to find it
+_FOLDER = Path(__file__).parent  # which importlib.resources takes most of a millisecond to find
 _BYTES_AT_MOST = 1 << 20  # a table of facts is a few kB; a model handed over by mistake must not be read whole
 _TABLES = ("limits", "macs_per_s")
 _APPENDED = {"facts": Fact, "speeds": Speed}
